@@ -1,0 +1,137 @@
+"""The vocabulary of a shard's inbox, and of what goes on from there to the writer.
+
+A shard's whole life is a list of these messages in one order: record it, replay it, and the same
+bars come out. Messages are made once and never changed. All times are exchange time in ms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+
+from klagg_trio.core.bar import Bar
+from klagg_trio.core.facts import BarFact, Facts
+from klagg_trio.core.seed import Seed
+from klagg_trio.core.trade import Trade
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Server time has passed `minute_ms` plus the grace: seal every bar that ends by then."""
+
+    minute_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class TradeBatch:
+    """The trades of one received chunk that belong to one shard, in order of arrival."""
+
+    trades: Sequence[Trade]
+
+
+@dataclass(frozen=True, slots=True)
+class AddSymbol:
+    """A symbol was listed: make its bars at once, in the running minute."""
+
+    symbol: str
+    price: Decimal
+    """What its bars are flat at until the first trade: the close of its miniTicker."""
+    onboard_ms: int
+    delivery_ms: int
+    three_day_phase_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveSymbol:
+    """A symbol ends at `delivery_ms`: the tick that passes it seals and freezes its bars."""
+
+    symbol: str
+    delivery_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class FeedLive:
+    """The feed of these symbols has provably delivered everything since `since_ms`."""
+
+    symbols: tuple[str, ...]
+    since_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class FeedLost:
+    """The feed of these symbols cannot be trusted after `lost_ms`."""
+
+    symbols: tuple[str, ...]
+    lost_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReplaceMinutes:
+    """The exchange's own 1m bars of one symbol, to replace what is stored and what is held."""
+
+    symbol: str
+    minutes: tuple[Bar, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ReportOpenBars:
+    """Hand the running bars to the writer, for `open_klines`."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReportSeeds:
+    """Hand the state of every symbol to the writer, for the start snapshot."""
+
+
+Message = (
+    Tick
+    | TradeBatch
+    | AddSymbol
+    | RemoveSymbol
+    | FeedLive
+    | FeedLost
+    | ReplaceMinutes
+    | ReportOpenBars
+    | ReportSeeds
+)
+
+
+# What workers send on to the writer. `shard` is the worker's number, from 0.
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """All that one tick did in one shard. The writer commits when every shard has sent its part."""
+
+    shard: int
+    minute_ms: int
+    facts: Facts
+
+
+@dataclass(frozen=True, slots=True)
+class Amended:
+    """What changed in stored bars between two ticks."""
+
+    shard: int
+    facts: Facts
+
+
+@dataclass(frozen=True, slots=True)
+class OpenBars:
+    """The running bars of one shard, for `open_klines`."""
+
+    shard: int
+    bars: Sequence[BarFact]
+
+
+@dataclass(frozen=True, slots=True)
+class Seeds:
+    """One shard's part of the start state: every minute before `cut_ms` is in it."""
+
+    shard: int
+    cut_ms: int
+    seeds: Sequence[Seed]
+
+
+Record = Sealed | Amended | OpenBars | Seeds

@@ -1,0 +1,87 @@
+"""What a shard tells the rest of the program: values, never references to state that changes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from klagg_trio.core.bar import Bar
+
+
+class BarFact(NamedTuple):
+    """One bar of one symbol and interval. The bar is not changed after it is handed out."""
+
+    symbol: str
+    interval: str
+    bar: Bar
+
+
+class MinuteSpan(NamedTuple):
+    """Consecutive minutes of a symbol, by open time, both ends inclusive."""
+
+    symbol: str
+    first_ms: int
+    last_ms: int
+
+
+class Event(NamedTuple):
+    """Something a person needs to know in order to trust the bars."""
+
+    at_ms: int
+    """Exchange time."""
+    kind: str
+    """One of the kinds in docs/reference.md: suspect, repaired, restated, disconnect, ..."""
+    symbol: str
+    """Empty where it concerns no single symbol."""
+    text: str
+
+
+@dataclass(slots=True)
+class Facts:
+    """What one message to a shard brought about, in the order in which it is to be stored."""
+
+    sealed: list[BarFact] = field(default_factory=list)
+    """Bars that a tick closed. They never replace a stored bar that is better than suspect."""
+    restated: list[BarFact] = field(default_factory=list)
+    """New contents of bars sealed before. They replace anything but an official bar."""
+    doubted: list[MinuteSpan] = field(default_factory=list)
+    """Stored minutes that turned out to be suspect; their values stay."""
+    proven: list[MinuteSpan] = field(default_factory=list)
+    """Stored suspect minutes that turned out to be right; their values stay."""
+    events: list[Event] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.sealed or self.restated or self.doubted or self.proven or self.events)
+
+
+@dataclass(slots=True)
+class TradeCounts:
+    """Where every trade that reached a shard ended. Each is counted in exactly one place.
+
+    The feed adds `rejected` for what it could not decode; the sum of all is what was received.
+    """
+
+    in_bars: int = 0
+    duplicate: int = 0
+    late: int = 0
+    """Came after its minute was sealed: restated the bar, or made the minute suspect."""
+    rejected: int = 0
+    """Out of range: a time far ahead of the clock, or a number that bars cannot hold."""
+    not_ours: int = 0
+    """Of a symbol that this shard does not keep."""
+
+    @property
+    def total(self) -> int:
+        """All trades that reached the shard."""
+        return self.in_bars + self.duplicate + self.late + self.rejected + self.not_ours
+
+
+@dataclass(slots=True)
+class BarCounts:
+    """Bars a shard has handed out since it started, by what they were when they were sealed."""
+
+    sealed: int = 0
+    flat: int = 0
+    suspect: int = 0
+    official: int = 0
+    restated: int = 0

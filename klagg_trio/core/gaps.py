@@ -1,0 +1,71 @@
+"""Sets of minutes, kept as few, disjoint, sorted spans.
+
+`Spans` is what a symbol's suspect minutes are remembered in. It is bounded: past `SPANS_MAX`
+spans the two nearest are joined, which only asks for more repair than needed, never for less.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+from klagg_trio.core.intervals import MINUTE_MS
+
+SPANS_MAX: Final = 64
+"""A symbol with more separate outages than this, all unrepaired, has larger problems."""
+
+
+@dataclass(slots=True)
+class Spans:
+    """Minutes by their open times. Every bound is a minute's open time, both ends inclusive."""
+
+    _spans: list[tuple[int, int]] = field(default_factory=list)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return iter(self._spans)
+
+    def __len__(self) -> int:
+        return len(self._spans)
+
+    def __bool__(self) -> bool:
+        return bool(self._spans)
+
+    @property
+    def minutes(self) -> int:
+        """How many minutes the set holds."""
+        return sum((last - first) // MINUTE_MS + 1 for first, last in self._spans)
+
+    def add(self, first_ms: int, last_ms: int) -> None:
+        """Put the minutes from `first_ms` to `last_ms` into the set."""
+        assert first_ms <= last_ms
+        kept = []
+        for first, last in self._spans:
+            if last + MINUTE_MS < first_ms or last_ms + MINUTE_MS < first:
+                kept.append((first, last))
+            else:
+                first_ms, last_ms = min(first, first_ms), max(last, last_ms)
+        kept.append((first_ms, last_ms))
+        kept.sort()
+        if len(kept) > SPANS_MAX:
+            nearest = min(range(1, len(kept)), key=lambda i: kept[i][0] - kept[i - 1][1])
+            kept[nearest - 1 : nearest + 1] = [(kept[nearest - 1][0], kept[nearest][1])]
+        self._spans = kept
+
+    def remove(self, first_ms: int, last_ms: int) -> None:
+        """Take the minutes from `first_ms` to `last_ms` out of the set."""
+        kept = []
+        for first, last in self._spans:
+            if first < first_ms:
+                kept.append((first, min(last, first_ms - MINUTE_MS)))
+            if last > last_ms:
+                kept.append((max(first, last_ms + MINUTE_MS), last))
+        self._spans = [span for span in kept if span[0] <= span[1]]
+
+    def holds(self, open_ms: int) -> bool:
+        """Whether the minute that opens at `open_ms` is in the set."""
+        return any(first <= open_ms <= last for first, last in self._spans)
+
+    def meets(self, from_ms: int, end_ms: int) -> bool:
+        """Whether any minute that opens in [from_ms, end_ms) is in the set."""
+        return any(first < end_ms and last >= from_ms for first, last in self._spans)
