@@ -11,6 +11,7 @@ Layout, from the bottom up; imports point down only (tests/test_layers.py enforc
 - `worker`           one shard's task: messages in, facts out.
 - `feed`             websocket feeds: connect, subscribe, watch, route.
 - `discovery`        listings and delistings.
+- `repair`           suspect minutes and audits: official bars for what is not right.
 - `writer`           one connection, one thread, one transaction a tick.
 - `dashboard`        what a person sees.
 - `backfill`         history over REST, then the start snapshot.

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from zlib import crc32
 
 from klagg_trio.core.bar import Bar
 from klagg_trio.core.facts import BarFact, Facts
@@ -72,6 +73,8 @@ class ReplaceMinutes:
 
     symbol: str
     minutes: tuple[Bar, ...]
+    stored: tuple[Bar, ...] = ()
+    """The bars to be replaced that are not suspect, as they are stored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +100,31 @@ Message = (
 )
 
 
+# What discovery sends to the feeds.
+
+
+@dataclass(frozen=True, slots=True)
+class Subscribe:
+    """Put a symbol on a feed connection."""
+
+    symbol: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unsubscribe:
+    """Take a symbol off its feed connection."""
+
+    symbol: str
+
+
+Subscription = Subscribe | Unsubscribe
+
+
+def shard_of(symbol: str, shards: int) -> int:
+    """Return the number of the shard that keeps a symbol: the same in every run."""
+    return crc32(symbol.encode()) % shards
+
+
 # What workers send on to the writer. `shard` is the worker's number, from 0.
 
 
@@ -107,6 +135,8 @@ class Sealed:
     shard: int
     minute_ms: int
     facts: Facts
+    open_bars: Sequence[BarFact] = ()
+    """The bars that run from `minute_ms` on, newborn ones included: saved with the sealed ones."""
 
 
 @dataclass(frozen=True, slots=True)

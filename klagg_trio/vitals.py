@@ -1,4 +1,4 @@
-"""An immutable picture of the running program, for people: the dashboard, the status line, `status`.
+"""An immutable picture of the running program, for people: dashboard, status line, `status`.
 
 Observation goes by reading: every part has a `statistics()` that returns one of these records, and
 `nursery_app` puts them together. Nothing here knows how to draw. Times are exchange time in ms.
@@ -95,6 +95,22 @@ class SymbolVitals:
 
 
 @dataclass(frozen=True, slots=True)
+class AuditVitals:
+    """Minutes held against official ones over the last 24 hours."""
+
+    equal: int
+    straddle: int
+    """Differed by the trades of an aggregate that reaches over a minute boundary."""
+    unexplained: int
+
+    @property
+    def share_equal(self) -> float:
+        """Share of audited minutes that were right as sealed; 1 before the first audit."""
+        audited = self.equal + self.straddle + self.unexplained
+        return self.equal / audited if audited else 1.0
+
+
+@dataclass(frozen=True, slots=True)
 class Vitals:
     """The whole picture at one moment."""
 
@@ -116,6 +132,10 @@ class Vitals:
     intervals: tuple[str, ...]
     suspect_minutes: int
     """Minutes that repair owes now."""
+    repaired_minutes: int = 0
+    """Minutes replaced by official ones since the start."""
+    audit: AuditVitals | None = None
+    rotations: int = 0
     busiest: tuple[SymbolVitals, ...] = ()
     newest: tuple[SymbolVitals, ...] = ()
     events: tuple[Event, ...] = field(default=())

@@ -495,13 +495,17 @@ class Shard:
 
     # -- Restating -----------------------------------------------------------------------------
 
-    def replace_minutes(self, symbol: str, minutes: Iterable[Bar]) -> Facts:
+    def replace_minutes(
+        self, symbol: str, minutes: Iterable[Bar], stored: Iterable[Bar] = ()
+    ) -> Facts:
         """Restate sealed minutes, and what holds them in memory, by the exchange's own bars.
 
         Minutes that are not sealed yet are left to the tick. Bars that have left the memory are
-        restated by the store, from the minutes it holds.
+        restated by the store, from the minutes it holds. `stored` are the bars that are to be
+        replaced though they are not suspect: they are needed to take them out of longer bars.
         """
         facts = Facts()
+        replaced = {bar.open_ms: bar for bar in stored}
         state = self.states.get(symbol)
         before = decimal.getcontext()
         decimal.setcontext(EXACT)
@@ -511,26 +515,33 @@ class Shard:
                     continue
                 official = minute.copy()
                 official.source = Source.OFFICIAL
-                self.bars.official += 1
                 if state is None or minute.open_ms < state.onboard_ms - MINUTE_MS:
                     facts.restated.append(BarFact(symbol, MINUTE.name, official))
                     self.bars.restated += 1
+                    self.bars.official += 1
                     continue
-                state.suspects.remove(official.open_ms, official.open_ms)
-                self._restate(state, self._old_minute(state, official), official, facts)
+                old = self._old_minute(state, official, replaced.get(official.open_ms))
+                if old is not None:
+                    self.bars.official += 1
+                    state.suspects.remove(official.open_ms, official.open_ms)
+                    self._restate(state, old, official, facts)
         finally:
             decimal.setcontext(before)
         return facts
 
-    def _old_minute(self, state: SymbolState, official: Bar) -> Bar:
-        """Return what the longer bars were given for this minute: an empty bar unless known."""
+    def _old_minute(self, state: SymbolState, official: Bar, stored: Bar | None) -> Bar | None:
+        """Return what the longer bars were given for this minute, or None: then it is official.
+
+        A suspect minute that is not held any more was empty, unless it is among the partials.
+        """
+        open_ms = official.open_ms
         for held in state.held:
-            if held.open_ms == official.open_ms:
-                return held
-        partial = state.partials.pop(official.open_ms, None)
-        if partial is not None:
-            return partial
-        return newborn(official.open_ms, official.end_ms, official.open)
+            if held.open_ms == open_ms:
+                return None if held.source == Source.OFFICIAL else held
+        if state.suspects.holds(open_ms):
+            partial = state.partials.pop(open_ms, None)
+            return partial or newborn(open_ms, official.end_ms, official.open)
+        return None if stored is None or stored.source == Source.OFFICIAL else stored
 
     def _restate(self, state: SymbolState, old: Bar, new: Bar, facts: Facts) -> None:
         """Exchange a sealed minute, wherever the memory holds it, for its restatement."""

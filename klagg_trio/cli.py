@@ -1,0 +1,329 @@
+"""The command line: commands and flags, the exit codes, and nothing that does work.
+
+Every command's body imports what it needs when it runs, so that `klagg --help` loads click only.
+stdout is data, stderr is messages; an error that a user can act on is one line.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any, Final, NoReturn, TypeVar
+
+import click
+
+from klagg_trio import __version__
+from klagg_trio.core.errors import KlaggError
+
+EXIT_USAGE: Final = 2
+EXIT_FINDINGS: Final = 3
+EXIT_INTERRUPTED: Final = 130
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def main() -> NoReturn:
+    """Run one command and exit with its code: docs/reference.md lists them."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    sys.exit(execute(sys.argv[1:]))
+
+
+def execute(arguments: list[str]) -> int:
+    """Run one command. Returns the exit code; what the user did wrong is told on stderr."""
+    try:
+        code = cli.main(arguments, prog_name="klagg", standalone_mode=False)
+        sys.stdout.flush()
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        return EXIT_INTERRUPTED
+    except KlaggError as error:
+        return _complain([error])
+    except BrokenPipeError:
+        # Whoever read our stdout has seen enough: not an error, and nothing more to flush.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except BaseExceptionGroup as group:
+        leaves = list(_leaves(group))
+        ours = [leaf for leaf in leaves if isinstance(leaf, KlaggError)]
+        if len(ours) == len(leaves):
+            return _complain(ours)
+        if all(isinstance(leaf, KeyboardInterrupt | KlaggError) for leaf in leaves):
+            return EXIT_INTERRUPTED
+        raise
+    return code if isinstance(code, int) else 0
+
+
+def _complain(errors: list[KlaggError]) -> int:
+    """Say each thing wrong on a line of its own. The first one decides the exit code."""
+    for text in dict.fromkeys(str(error) for error in errors):
+        line = "".join(c if c.isprintable() else " " for c in text)
+        click.echo(f"klagg: {line}", err=True)
+    return errors[0].exit_code
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
+    """Treat SIGTERM like Ctrl-C until a command takes signals in hand itself."""
+    raise KeyboardInterrupt
+
+
+def _options(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Return one decorator for several options, listed in the order given."""
+
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+# Settings as flags. Each goes by its setting's name, and None means: not given.
+_data_dir = click.option("--data-dir", metavar="DIR", help="Where the data lives.  [default: data]")
+_symbols = click.option("--symbols", metavar="NAMES", help="Such as BTCUSDT,ETHUSDT; default: all.")
+_intervals = click.option("--intervals", metavar="NAMES", help="Such as 1m,1h,1d; or: all.")
+_rest_url = click.option("--rest-url", metavar="URL", help="The exchange's REST root.")
+_ws_url = click.option("--ws-url", metavar="URL", help="The exchange's market stream root.")
+_since = click.option(
+    "--since", metavar="SPAN", help="Such as 12h, 7d, 2026-01-31; 0d: no history."
+)
+_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON value.")
+_headless = click.option("--headless", is_flag=True, help="No dashboard: status lines instead.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, "--version", message="klagg %(version)s")
+def cli() -> None:
+    """K-lines without holes, from Binance USD-M trades.
+
+    \b
+    See it work, no network needed:     klagg demo
+    The real thing, first history:      klagg backfill --since 7d
+    then live:                          klagg run
+    """
+
+
+@cli.command()
+@click.option("--minutes", type=click.IntRange(1), help="Stop after this many simulated minutes.")
+@click.option("--speed", metavar="X|max", default="60", show_default=True, help="Times real time.")
+@click.option("--symbols", type=click.IntRange(1, 2_000), default=45, show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=1, show_default=True)
+@click.option("--faults", type=click.Choice(["none", "mild", "harsh"]), default="none")
+@_headless
+@click.option("--json", "as_json", is_flag=True, help="Print a summary as one JSON object.")
+@click.option("--data-dir", metavar="DIR", help="Keep the data there.  [default: a temporary one]")
+def demo(
+    *,
+    minutes: int | None,
+    speed: str,
+    symbols: int,
+    seed: int,
+    faults: str,
+    headless: bool,
+    as_json: bool,
+    data_dir: str | None,
+) -> int:
+    """Simulator, backfill and run in one process, on accelerated time.
+
+    \b
+    klagg demo                                   watch it, Ctrl-C ends it
+    klagg demo --minutes 5 --headless --json     run it as a check
+    klagg demo --minutes 120 --speed max         as fast as the processor allows
+
+    Exits 0 only if no bar is missing and none differs from the simulator's official one.
+    """
+    from klagg_trio.commands.demo import run_command
+
+    return run_command(
+        minutes=minutes,
+        speed=speed,
+        symbols=symbols,
+        seed=seed,
+        faults=faults,
+        headless=headless,
+        as_json=as_json,
+        data_dir=data_dir,
+    )
+
+
+@cli.command()
+@_options(_since, _data_dir, _symbols, _intervals, _rest_url)
+@_json
+def backfill(as_json: bool, **flags: str | None) -> int:
+    """Fetch history over REST, then write the start snapshot that `run` needs.
+
+    \b
+    klagg backfill                               every symbol, the last day
+    klagg backfill --since 30d --symbols BTCUSDT,ETHUSDT
+    klagg backfill --since 0d                    only the state to start from
+
+    Stop it with Ctrl-C as you like: run it again and it fetches only what is missing.
+    """
+    from klagg_trio.commands.backfill import run_command
+
+    return run_command(flags, as_json=as_json)
+
+
+@cli.command()
+@_options(_data_dir, _symbols, _intervals, _rest_url, _ws_url)
+@_headless
+@click.option("--duration", metavar="SPAN", help="Stop cleanly after, such as 90s, 5m, 2h.")
+def run(headless: bool, duration: str | None, **flags: str | None) -> int:
+    """Keep every bar up to date, live, from the start snapshot on.
+
+    \b
+    klagg run                                    with a dashboard
+    klagg run --headless                         with status lines on stderr
+    klagg run --duration 5m                      then a clean stop
+
+    Ctrl-C or SIGTERM ends it within two seconds and loses nothing.
+    """
+    from klagg_trio.commands.run import run_command
+
+    return run_command(flags, headless=headless, duration=duration)
+
+
+@cli.command()
+@click.option("--seed", type=click.IntRange(0), default=1, show_default=True)
+@click.option("--symbols", type=click.IntRange(1, 2_000), default=45, show_default=True)
+@click.option("--host", default="127.0.0.1", show_default=True, help="A loopback address.")
+@click.option("--rest-port", type=click.IntRange(0, 65_535), default=8780, show_default=True)
+@click.option("--ws-port", type=click.IntRange(0, 65_535), default=8781, show_default=True)
+@click.option("--duration", metavar="SPAN", help="Stop after, such as 5m.")
+@_json
+def sim(
+    *,
+    seed: int,
+    symbols: int,
+    host: str,
+    rest_port: int,
+    ws_port: int,
+    duration: str | None,
+    as_json: bool,
+) -> int:
+    """Serve a simulated exchange on two loopback ports, REST and websocket.
+
+    \b
+    klagg sim
+    klagg backfill --rest-url http://127.0.0.1:8780 --data-dir D
+    klagg run --rest-url http://127.0.0.1:8780 --ws-url ws://127.0.0.1:8781/market --data-dir D
+    """
+    from klagg_trio.commands.sim import run_command
+
+    return run_command(
+        seed=seed,
+        symbols=symbols,
+        host=host,
+        rest_port=rest_port,
+        ws_port=ws_port,
+        duration=duration,
+        as_json=as_json,
+    )
+
+
+@cli.command()
+@click.argument("file", type=click.Path(exists=True, dir_okay=False))
+@click.option("--symbol", help="The symbol of the trades.  [default: from the file's name]")
+@click.option("--intervals", metavar="NAMES", default="1m", show_default=True)
+@click.option("--out", type=click.Path(dir_okay=False), help="Write there instead of stdout.")
+def replay(file: str, symbol: str | None, intervals: str, out: str | None) -> int:
+    """Make bars from recorded trades: the archive's aggTrades csv, plain, zip or gz.
+
+    \b
+    klagg replay BTCUSDT-aggTrades-2026-10-01.zip > bars.csv
+    klagg replay trades.csv --symbol BTCUSDT --intervals 1m,1h --out bars.csv
+    """
+    from klagg_trio.commands.replay import run_command
+
+    return run_command(file, symbol=symbol, intervals=intervals, out=out)
+
+
+@cli.command()
+@_data_dir
+@_json
+def verify(as_json: bool, **flags: str | None) -> int:
+    """Check the stored bars offline: continuity, sanity, longer bars = merged minutes.
+
+    \b
+    klagg verify --data-dir data                 exits 3 on any finding
+    """
+    from klagg_trio.commands.verify import run_command
+
+    return run_command(flags, as_json=as_json)
+
+
+@cli.command()
+@_data_dir
+@_json
+def status(as_json: bool, **flags: str | None) -> int:
+    """Say what the data directory holds and how fresh it is.
+
+    \b
+    klagg status
+    """
+    from klagg_trio.commands.status import run_command
+
+    return run_command(flags, as_json=as_json)
+
+
+@cli.command()
+@_options(_data_dir, _rest_url, _ws_url)
+@_json
+def doctor(as_json: bool, **flags: str | None) -> int:
+    """Say why it would not work here: disk, snapshot, exchange, clock.
+
+    \b
+    klagg doctor
+    """
+    from klagg_trio.commands.doctor import run_command
+
+    return run_command(flags, as_json=as_json)
+
+
+@cli.group()
+def config() -> None:
+    """The settings."""
+
+
+@config.command("show")
+@click.option("--origin", is_flag=True, help="Say where each value comes from.")
+@_options(_data_dir, _symbols, _intervals, _since, _rest_url, _ws_url)
+@_json
+def config_show(origin: bool, as_json: bool, **flags: str | None) -> int:
+    """Print every setting, its unit, its bounds and what it is for.
+
+    \b
+    klagg config show --origin
+    """
+    from klagg_trio.commands.config_show import run_command
+
+    return run_command(flags, origin=origin, as_json=as_json)
+
+
+@cli.command()
+@_options(_data_dir, _symbols, _intervals)
+@click.option("--format", "kind", type=click.Choice(["csv", "parquet", "feather"]), default="csv")
+@click.option("--out", type=click.Path(dir_okay=False), help="A file; csv goes to stdout without.")
+@click.option("--since", metavar="SPAN", help="Only newer bars: such as 7d, or from 2026-01-31.")
+def export(kind: str, out: str | None, since: str | None, **flags: str | None) -> int:
+    """Write stored bars for other programs.
+
+    \b
+    klagg export --symbols BTCUSDT --intervals 1h > btc.csv
+    klagg export --format parquet --out bars.parquet
+    """
+    from klagg_trio.commands.export import run_command
+
+    return run_command(flags, kind=kind, out=out, since=since)

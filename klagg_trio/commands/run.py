@@ -1,0 +1,120 @@
+"""`klagg run`: the lock, the start snapshot, the edge, signals, and the way it is shown."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+
+import click
+import trio
+
+from klagg_trio.commands.start import (
+    DATABASE_NAME,
+    SNAPSHOT_NAME,
+    duration_s,
+    load_here,
+    locked,
+    one_thread,
+    set_up_log,
+    wait_signal,
+    wall_ms,
+)
+from klagg_trio.core.seed import StartState
+from klagg_trio.exchange.clock_probe import AsksProbe, FallbackProbe, RestProbe, TimeProbe
+from klagg_trio.exchange.rest import HttpxRest
+from klagg_trio.exchange.stream import dial_tcp
+from klagg_trio.exchange.weight import WeightGate
+from klagg_trio.nursery_app import App, Edge, RunReport, Watch, run_app
+from klagg_trio.settings import Settings
+from klagg_trio.store.database import Database
+from klagg_trio.store.start_snapshot import read_snapshot
+
+
+def run_command(flags: Mapping[str, str | None], *, headless: bool, duration: str | None) -> int:
+    """Run until a signal or the end of --duration. Returns the exit code."""
+    seconds = duration_s(duration)
+    settings = load_here(flags).settings
+    set_up_log(settings)
+    snapshot = settings.data_dir / SNAPSHOT_NAME
+    if not settings.data_dir.exists():
+        read_snapshot(snapshot)  # says what to do; a folder is not made for nothing
+    with locked(settings.data_dir):
+        start = read_snapshot(snapshot)
+        database = Database.open(settings.data_dir / DATABASE_NAME)
+        try:
+            report = trio.run(_run, settings, database, start, _watch(headless), seconds)
+        finally:
+            database.close()
+    if report is None:
+        return 130
+    click.echo(f"klagg: stopped; {report.vitals.writer.rows:,} rows written", err=True)
+    return 0
+
+
+def _watch(headless: bool) -> Watch:
+    """Choose between the dashboard and the status line."""
+    from klagg_trio import dashboard
+
+    if headless or not sys.stderr.isatty():
+        return dashboard.run_status_line
+    return dashboard.run_dashboard
+
+
+async def _run(
+    settings: Settings,
+    database: Database,
+    start: StartState,
+    watch: Watch,
+    seconds: float | None,
+) -> RunReport | None:
+    """Run to a clean stop. Returns None where it was interrupted before it had begun."""
+    stop = trio.Event()
+    rest = HttpxRest(settings.rest_url, gate := WeightGate(share=settings.weight_share))
+    edge = Edge(
+        rest=rest,
+        gate=gate,
+        probe=_probe(settings, rest),
+        dial=dial_tcp,
+        run_in_thread=one_thread(),
+        wall_ms=wall_ms,
+    )
+    report: RunReport | None = None
+    async with trio.open_nursery() as nursery:
+
+        async def stop_at_signal(task_status: trio.TaskStatus[None]) -> None:
+            await wait_signal(task_status)
+            stop.set()
+            if app is None:
+                nursery.cancel_scope.cancel()
+
+        async def run(task_status: trio.TaskStatus[App]) -> None:
+            nonlocal report
+            report = await run_app(
+                settings,
+                edge,
+                database=database,
+                start=start,
+                stop=stop,
+                watch=watch,
+                task_status=task_status,
+            )
+            nursery.cancel_scope.cancel()
+
+        app: App | None = None
+        await nursery.start(stop_at_signal)
+        try:
+            app = await nursery.start(run)
+            if seconds is not None:
+                await trio.sleep(seconds)
+                stop.set()
+            await trio.sleep_forever()
+        finally:
+            with trio.CancelScope(shield=True):
+                await rest.aclose()
+    return report
+
+
+def _probe(settings: Settings, rest: HttpxRest) -> TimeProbe:
+    if settings.time_probe == "rest":
+        return RestProbe(rest)
+    return FallbackProbe(AsksProbe(settings.rest_url), RestProbe(rest))

@@ -1,0 +1,114 @@
+"""`klagg status`: what the data directory holds, from a read-only look at the database."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import sqlite3
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from klagg_trio.commands.start import DATABASE_NAME, LOCK_NAME, SNAPSHOT_NAME, load_here, wall_ms
+from klagg_trio.core.intervals import DAY_MS
+from klagg_trio.store.database import open_reader
+
+EVENTS_SHOWN: Final = 5
+
+
+def run_command(flags: Mapping[str, str | None], *, as_json: bool) -> int:
+    """Print the status. Returns the exit code."""
+    data_dir = load_here(flags).settings.data_dir
+    connection = open_reader(data_dir / DATABASE_NAME)
+    try:
+        status = _read(connection, data_dir)
+    finally:
+        connection.close()
+    if as_json:
+        click.echo(json.dumps(status, ensure_ascii=False))
+    else:
+        _tell(status)
+    return 0
+
+
+def _read(connection: sqlite3.Connection, data_dir: Path) -> dict[str, Any]:
+    """Return the figures. All counts are of the last day of 1m bars, which is quick to read."""
+    meta = dict(connection.execute("SELECT key, value FROM meta").fetchall())
+    last_tick_ms = int(meta.get("last_tick", 0))
+    day_ms = last_tick_ms - DAY_MS
+    sources: dict[str, int] = {}
+    symbols = [symbol for (symbol,) in connection.execute("SELECT symbol FROM symbols ORDER BY 1")]
+    for symbol in symbols:
+        for source, count in connection.execute(
+            "SELECT source, count(*) FROM klines"
+            " WHERE symbol = ? AND interval = '1m' AND open_time >= ? GROUP BY source",
+            (symbol, day_ms),
+        ):
+            sources[source] = sources.get(source, 0) + count
+    events = connection.execute(
+        "SELECT at_ms, kind, symbol, text FROM events ORDER BY at_ms DESC LIMIT ?", (EVENTS_SHOWN,)
+    ).fetchall()
+    return {
+        "data_dir": str(data_dir),
+        "at_work": _at_work(data_dir),
+        "last_tick_ms": last_tick_ms,
+        "behind_s": round((wall_ms() - last_tick_ms) / 1_000, 1),
+        "symbols": len(symbols),
+        "minutes_of_last_day": sources,
+        "database_bytes": _size(data_dir / DATABASE_NAME),
+        "snapshot_bytes": _size(data_dir / SNAPSHOT_NAME),
+        "events": [
+            {"at_ms": at_ms, "kind": kind, "symbol": symbol, "text": text}
+            for at_ms, kind, symbol, text in reversed(events)
+        ],
+    }
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _at_work(data_dir: Path) -> bool:
+    """Whether a klagg holds the lock. Never makes the lock file: status only looks."""
+    import filelock
+
+    path = data_dir / LOCK_NAME
+    if not path.exists():
+        return False
+    lock = filelock.FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except (filelock.Timeout, OSError):
+        return True
+    lock.release()
+    return False
+
+
+def _tell(status: dict[str, Any]) -> None:
+    state = "at work" if status["at_work"] else "not running"
+    click.echo(f"{status['data_dir']}: {state}, {status['symbols']} symbols")
+    if status["last_tick_ms"]:
+        click.echo(
+            f"every bar up to {_utc(status['last_tick_ms'])} is stored "
+            f"({status['behind_s']:.0f} s ago)"
+        )
+    else:
+        click.echo("no tick yet; run: klagg backfill, then klagg run")
+    sources = ", ".join(f"{n:,} {source}" for source, n in status["minutes_of_last_day"].items())
+    click.echo(f"minutes of the last day: {sources or 'none'}")
+    click.echo(
+        f"database {status['database_bytes'] / 1e6:,.1f} MB, "
+        f"start snapshot {status['snapshot_bytes'] / 1e3:,.1f} kB"
+    )
+    for event in status["events"]:
+        click.echo(f"{_utc(event['at_ms'])}  {event['kind']}  {event['symbol']}  {event['text']}")
+
+
+def _utc(at_ms: int) -> str:
+    at = datetime.datetime.fromtimestamp(at_ms / 1_000, datetime.UTC)
+    return f"{at:%Y-%m-%d %H:%M:%S} UTC"

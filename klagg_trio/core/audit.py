@@ -1,0 +1,88 @@
+"""Holding stored minutes against the exchange's own, and telling why they differ.
+
+A futures aggregate carries the time of its first fill, and its 100 ms window is not cut at minute
+boundaries. So fills of the first moments of a minute may be counted in the minute before: that one
+has more than the official bar, the next one has as much less, and the sum of both is right. Such a
+pair, or chain, is a *straddle*. Any other difference is *unexplained*.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from enum import Enum
+from typing import Final
+
+from klagg_trio.core.bar import ZERO, Bar
+
+CHAIN_MAX: Final = 3
+"""Minutes over which a straddle must cancel out: an aggregate reaches over one boundary, and the
+next boundary may have one of its own."""
+
+
+class Verdict(Enum):
+    """What an audit says of one minute."""
+
+    EQUAL = "equal"
+    STRADDLE = "straddle"
+    UNEXPLAINED = "unexplained"
+
+
+@dataclass(slots=True)
+class Carry:
+    """What has been counted before a boundary and belongs after it: the running difference."""
+
+    volume: Decimal = ZERO
+    quote_volume: Decimal = ZERO
+    count: int = 0
+    taker_buy_volume: Decimal = ZERO
+
+    def add(self, stored: Bar, official: Bar) -> None:
+        """Add what `stored` has more than `official`."""
+        self.volume += stored.volume - official.volume
+        self.quote_volume += stored.quote_volume - official.quote_volume
+        self.count += stored.count - official.count
+        self.taker_buy_volume += stored.taker_buy_volume - official.taker_buy_volume
+
+    @property
+    def settled(self) -> bool:
+        """Whether all that was counted early has been missed since."""
+        return not (self.volume or self.quote_volume or self.count or self.taker_buy_volume)
+
+    @property
+    def possible(self) -> bool:
+        """Whether it could have been counted early: never less than nothing."""
+        return (
+            self.volume >= 0
+            and self.quote_volume >= 0
+            and self.count >= 0
+            and self.taker_buy_volume >= 0
+        )
+
+
+def judge(stored: Sequence[Bar], official: Sequence[Bar]) -> list[Verdict]:
+    """Return the verdict on each minute. Both sequences hold the same minutes, in order.
+
+    A chain of differences that is still open at the end is unexplained; ask again once the next
+    minute is there.
+    """
+    verdicts: list[Verdict] = []
+    carry = Carry()
+    chain = 0
+    for ours, theirs in zip(stored, official, strict=True):
+        assert ours.open_ms == theirs.open_ms
+        same = ours.values() == theirs.values()
+        if same and not chain:
+            verdicts.append(Verdict.EQUAL)
+            continue
+        carry.add(ours, theirs)
+        chain += 1
+        verdicts.append(Verdict.UNEXPLAINED)
+        if carry.settled:
+            verdicts[-chain:] = [Verdict.STRADDLE] * chain if chain > 1 else verdicts[-1:]
+            chain = 0
+        elif chain >= CHAIN_MAX or not carry.possible:
+            carry = Carry()
+            chain = 0
+    return verdicts

@@ -1,0 +1,509 @@
+"""Websocket feeds: connect, subscribe, watch, decode, route.
+
+Theory of operation
+-------------------
+`Feeds` spreads the symbols over connections, at most `symbols_per_connection` on each, and takes
+Subscribe and Unsubscribe from discovery. Each `Feed` keeps one connection up for ever: a session
+subscribes, reads batches of frames, decodes them, and sends the trades of each shard as one
+TradeBatch to that shard's inbox.
+
+A connection is judged by data, never by acknowledgements, which the exchange gives for anything.
+Every connection carries a *canary*: the mark price of one symbol, which the exchange sends every
+second whatever the market does. So on a healthy connection data is never further away than a
+second, however quiet its symbols are, and `silence_limit_s` without any means that it is dead.
+
+A symbol is *live* on a connection from the moment its SUBSCRIBE was acknowledged, once data has
+arrived after that. Only then does its shard hear FeedLive. When a session ends, the shards hear
+FeedLost with the event time of the last data, less a margin for what was under way; but only for
+symbols that no other connection has live (`Coverage`), so that overlapping connections lose
+nothing.
+
+A connection that delivers but stays more than `stale_limit_s` behind the exchange's time is as bad
+as a silent one and is treated alike.
+
+Make before break: the exchange cuts connections at 24 h, so one that has reached `rotate_after_s`
+gets a *twin* with the same symbols. Once the twin is live, and has been for `OVERLAP_S`, the old
+one is retired. Both deliver meanwhile; the shards drop the repeats by id.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import trio
+
+from klagg_trio import cmd
+from klagg_trio.core.errors import RemoteError
+from klagg_trio.core.facts import Event
+from klagg_trio.exchange import wire
+from klagg_trio.exchange.stream import Connection, Dial, open_connection
+from klagg_trio.settings import Settings
+from klagg_trio.vitals import ConnectionVitals
+
+log = logging.getLogger(__name__)
+
+NAMES_PER_REQUEST_MAX: Final = 200
+"""Names in one SUBSCRIBE: 200 are known to be accepted."""
+
+REQUEST_PACE_S: Final = 0.25
+"""Between control messages: the exchange closes above ten a second, we keep to four."""
+
+LOSS_MARGIN_MS: Final = 1_000
+"""Trades this much older than the last event may still have been on their way when it ended."""
+
+BACKOFF_FIRST_S: Final = 0.5
+BACKOFF_MAX_S: Final = 30.0
+"""Pauses between attempts double from the first to the last, with jitter."""
+
+OVERLAP_S: Final = 5.0
+"""How long a connection and its twin both deliver before the old one goes."""
+
+ROTATION_CHECK_S: Final = 1.0
+
+DELAY_WEIGHT: Final = 0.05
+"""Share of a new batch in the running mean of the one-way delay."""
+
+
+class Router:
+    """Sends to each shard what concerns its symbols. Shared by all feeds."""
+
+    def __init__(self, inboxes: Sequence[trio.MemorySendChannel[cmd.Message]]) -> None:
+        """Route over these inboxes, by `cmd.shard_of`."""
+        self._inboxes = inboxes
+        self._shard_of: dict[str, int] = {}
+        self.not_ours = 0
+        """Trades of symbols that nobody subscribed to."""
+
+    def know(self, symbol: str) -> None:
+        """Remember where a symbol's messages go."""
+        self._shard_of[symbol] = cmd.shard_of(symbol, len(self._inboxes))
+
+    async def send_trades(self, trades: Iterable[wire.AggTrade]) -> None:
+        """Send each shard its part of a chunk, in order of arrival. Waits for full inboxes."""
+        parts: list[list[wire.AggTrade]] = [[] for _ in self._inboxes]
+        shard_of = self._shard_of
+        for trade in trades:
+            try:
+                parts[shard_of[trade.symbol]].append(trade)
+            except KeyError:
+                self.not_ours += 1
+        for inbox, part in zip(self._inboxes, parts, strict=True):
+            if part:
+                await inbox.send(cmd.TradeBatch(part))
+
+    async def send(
+        self, symbols: Iterable[str], message: Callable[[tuple[str, ...]], cmd.Message]
+    ) -> None:
+        """Send each shard one message made from its part of `symbols`."""
+        parts: dict[int, list[str]] = {}
+        for symbol in symbols:
+            parts.setdefault(cmd.shard_of(symbol, len(self._inboxes)), []).append(symbol)
+        for shard, part in sorted(parts.items()):
+            await self._inboxes[shard].send(message(tuple(part)))
+
+
+class Coverage:
+    """How many connections have each symbol live. Shared by all feeds."""
+
+    def __init__(self) -> None:
+        """Nothing is covered."""
+        self._live: Counter[str] = Counter()
+
+    def gain(self, symbols: Iterable[str]) -> list[str]:
+        """One more connection has these. Returns those that none had before."""
+        gained = []
+        for symbol in symbols:
+            self._live[symbol] += 1
+            if self._live[symbol] == 1:
+                gained.append(symbol)
+        return gained
+
+    def lose(self, symbols: Iterable[str]) -> list[str]:
+        """One connection less has these. Returns those that none has now."""
+        lost = []
+        for symbol in symbols:
+            self._live[symbol] -= 1
+            if self._live[symbol] == 0:
+                del self._live[symbol]
+                lost.append(symbol)
+        return lost
+
+    def __contains__(self, symbol: str) -> bool:
+        return symbol in self._live
+
+    def __len__(self) -> int:
+        return len(self._live)
+
+
+@dataclass(slots=True)
+class FeedCounts:
+    """What all feeds together have received, those that are gone included."""
+
+    received: int = 0
+    """Trades, decoded or not."""
+    rejected: int = 0
+    """Frames that could not be decoded."""
+    reconnects: int = 0
+
+
+@dataclass(slots=True)
+class _Session:
+    """What one connection has asked for and been given. Owned by its feed."""
+
+    connection: Connection
+    started_s: float
+    asked: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    """Requests without an answer yet, by id: the symbols they subscribe."""
+    acknowledged: list[tuple[tuple[str, ...], int]] = field(default_factory=list)
+    """Symbols whose request was answered, and when (exchange time), but without data since."""
+    live: list[str] = field(default_factory=list)
+    subscribed: set[str] = field(default_factory=set)
+    next_id: int = 1
+    data_s: float = 0.0
+    """Trio time of the last data frame."""
+    event_ms: int = 0
+    """Exchange's event time of the newest data frame."""
+    fresh_s: float = 0.0
+    """Trio time of the last data frame that was not stale."""
+
+
+class Feed:
+    """One connection, kept up. `symbols` is what it should carry."""
+
+    def __init__(
+        self,
+        name: str,
+        symbols: Iterable[str],
+        *,
+        feeds: Feeds,
+        settings: Settings,
+        dial: Dial,
+        now_ms: Callable[[], int],
+        note: Callable[[Event], None],
+    ) -> None:
+        """Make a feed that is not connected yet."""
+        self.name = name
+        self.symbols = list(symbols)
+        self.state = "connecting"
+        self.reconnects = 0
+        self.delay_ms: float | None = None
+        """Running mean of receipt minus event time, or None."""
+        self._router = feeds.router
+        self._coverage = feeds.coverage
+        self._counts = feeds.counts
+        self._settings = settings
+        self._dial = dial
+        self._now_ms = now_ms
+        self._note = note
+        self.live_since_s: float | None = None
+        """Trio time since when every symbol is live, or None."""
+        self.retired = False
+        """Whether a twin has taken over."""
+        self._scope = trio.CancelScope()
+        self._connection_scope = trio.CancelScope()
+        self._dropped = ""
+        self._session: _Session | None = None
+        self._failures = 0
+        self._jitter = random.Random(name)
+        self._frames = 0
+        self._rate = 0.0
+        self._rate_mark = (0.0, 0)
+
+    async def run(self) -> None:
+        """Keep the connection up until cancelled, or until a twin has taken over."""
+        with self._scope:
+            while True:
+                self._dropped = ""
+                reason = ""
+                with trio.CancelScope() as self._connection_scope:
+                    reason = await self._connect()
+                reason = self._dropped or reason
+                self.reconnects += 1
+                self._counts.reconnects += 1
+                self._failures += 1
+                await self._lose(reason)
+                await trio.sleep(self._pause_s())
+        if self.retired:
+            await self._lose("replaced before its time ran out")
+
+    def drop(self, reason: str) -> None:
+        """Give up the connection, if there is one, and make a new one."""
+        self._dropped = reason
+        self._connection_scope.cancel()
+
+    def retire(self) -> None:
+        """End this feed: another one has all of its symbols live."""
+        self.retired = True
+        self._scope.cancel()
+
+    async def _connect(self) -> str:
+        """Hold one connection as long as it is good. Returns why it is not any more."""
+        self.state = "connecting"
+        url = f"{self._settings.ws_url}/stream"
+        pause_s = self._settings.read_pause_ms / 1000
+        try:
+            async with open_connection(url, self._dial, read_pause_s=pause_s) as connection:
+                return await self._run_session(connection)
+        except RemoteError as error:
+            return str(error)
+
+    async def _run_session(self, connection: Connection) -> str:
+        """Subscribe and read until the connection is no good. Returns why."""
+        now_s = trio.current_time()
+        session = self._session = _Session(connection, now_s, data_s=now_s, fresh_s=now_s)
+        self.state = "subscribing"
+        while True:
+            await self._subscribe_missing(session)
+            deadline_s = session.data_s + self._settings.silence_limit_s
+            with trio.move_on_at(deadline_s) as silence:
+                try:
+                    frames = await connection.batches.receive()
+                except trio.EndOfChannel:
+                    return "closed by the exchange"
+            if silence.cancelled_caught:
+                return f"no data for {self._settings.silence_limit_s:.0f} s"
+            # Trades that were received are counted, so they are delivered, come what may.
+            with trio.CancelScope(shield=True):
+                await self._take(session, frames)
+            if session.data_s - session.fresh_s > self._settings.silence_limit_s / 2:
+                return f"behind by {(self._now_ms() - session.event_ms) / 1000:.1f} s"
+
+    async def _subscribe_missing(self, session: _Session) -> None:
+        """Ask for what the connection should carry and does not, and drop what it should not."""
+        wanted = set(self.symbols)
+        missing = [symbol for symbol in self.symbols if symbol not in session.subscribed]
+        for symbol in session.subscribed - wanted:
+            session.subscribed.discard(symbol)
+            name = wire.stream_name(symbol, "aggTrade")
+            await session.connection.send_text(wire.unsubscribe([name], session.next_id))
+            session.next_id += 1
+        for start in range(0, len(missing), NAMES_PER_REQUEST_MAX - 1):
+            symbols = tuple(missing[start : start + NAMES_PER_REQUEST_MAX - 1])
+            names = [wire.stream_name(symbol, "aggTrade") for symbol in symbols]
+            if not session.subscribed:
+                names.append(wire.stream_name(symbols[0], "markPrice@1s"))
+            session.asked[session.next_id] = symbols
+            session.subscribed.update(symbols)
+            await session.connection.send_text(wire.subscribe(names, session.next_id))
+            session.next_id += 1
+            if start:
+                await trio.sleep(REQUEST_PACE_S)
+
+    async def _take(self, session: _Session, frames: list[bytes]) -> None:
+        """Decode one chunk and pass it on."""
+        decoded = wire.decode_trades(frames)
+        self._frames += len(frames)
+        self._counts.received += len(decoded.trades) + decoded.rejected
+        if decoded.rejected:
+            self._counts.rejected += decoded.rejected
+            self._note(Event(self._now_ms(), "rejected", "", f"{self.name}: {decoded.error}"))
+        data = bool(decoded.trades)
+        if data:
+            self._measure(session, decoded.trades[-1].event_ms)
+            await self._router.send_trades(decoded.trades)
+        for frame in decoded.others:
+            data |= self._take_other(session, frame)
+        if data:
+            session.data_s = trio.current_time()
+            if session.acknowledged:
+                await self._become_live(session)
+
+    def _take_other(self, session: _Session, frame: bytes) -> bool:
+        """Take a frame that is not a trade. Returns whether it proves that data flows."""
+        try:
+            message = wire.decode_frame(frame)
+        except RemoteError as error:
+            self._counts.rejected += 1
+            self._counts.received += 1
+            self._note(Event(self._now_ms(), "rejected", "", f"{self.name}: {error}"))
+            return False
+        match message:
+            case wire.MarkPrice():
+                self._measure(session, message.event_ms)
+                return True
+            case wire.Ack():
+                symbols = session.asked.pop(message.id, None)
+                if symbols:
+                    session.acknowledged.append((symbols, self._now_ms()))
+            case wire.WireError():
+                text = f"{self.name}: the exchange refused a request: {message.message}"
+                self._note(Event(self._now_ms(), "refused", "", text))
+        return False
+
+    async def _become_live(self, session: _Session) -> None:
+        for symbols, since_ms in session.acknowledged:
+            session.live.extend(symbols)
+            gained = self._coverage.gain(symbols)
+            await self._router.send(gained, lambda part, since=since_ms: cmd.FeedLive(part, since))
+        session.acknowledged.clear()
+        self._failures = 0
+        if not session.asked:
+            self.state = "live"
+            self.live_since_s = self.live_since_s or trio.current_time()
+
+    async def _lose(self, reason: str) -> None:
+        """Tell the shards that the session is over, for the symbols that nobody else has."""
+        session, self._session = self._session, None
+        self.state = "lost"
+        self.live_since_s = None
+        self._note(Event(self._now_ms(), "disconnect", "", f"{self.name}: {reason}"))
+        if session is not None:
+            lost_ms = session.event_ms - LOSS_MARGIN_MS
+            lost = self._coverage.lose(session.live)
+            await self._router.send(lost, lambda part: cmd.FeedLost(part, lost_ms))
+
+    def _pause_s(self) -> float:
+        longest_s = min(BACKOFF_FIRST_S * 2.0 ** (self._failures - 1), BACKOFF_MAX_S)
+        return longest_s * self._jitter.uniform(0.5, 1.0)
+
+    def _measure(self, session: _Session, event_ms: int) -> None:
+        session.event_ms = max(session.event_ms, event_ms)
+        delay_ms = self._now_ms() - event_ms
+        if delay_ms < self._settings.stale_limit_s * 1000:
+            session.fresh_s = trio.current_time()
+        if self.delay_ms is None:
+            self.delay_ms = float(delay_ms)
+        else:
+            self.delay_ms += DELAY_WEIGHT * (delay_ms - self.delay_ms)
+
+    def statistics(self) -> ConnectionVitals:
+        """Return this connection's line of the picture."""
+        now_s = trio.current_time()
+        marked_s, marked_frames = self._rate_mark
+        if now_s - marked_s >= 1.0:
+            self._rate = (self._frames - marked_frames) / (now_s - marked_s)
+            self._rate_mark = (now_s, self._frames)
+        session = self._session
+        return ConnectionVitals(
+            name=self.name,
+            state=self.state,
+            symbols=len(self.symbols),
+            age_s=now_s - session.started_s if session else 0.0,
+            messages_per_s=self._rate,
+            silent_s=now_s - session.data_s if session else 0.0,
+            delay_ms=self.delay_ms or 0.0,
+            reconnects=self.reconnects,
+        )
+
+
+class Feeds:
+    """All connections. Started once; the nursery it is given runs them."""
+
+    def __init__(
+        self,
+        *,
+        router: Router,
+        settings: Settings,
+        dial: Dial,
+        now_ms: Callable[[], int],
+        note: Callable[[Event], None],
+    ) -> None:
+        """Make no connection yet."""
+        self.feeds: list[Feed] = []
+        self.coverage = Coverage()
+        self.counts = FeedCounts()
+        self.rotations = 0
+        self._made = 0
+        self._twins: dict[str, Feed] = {}
+        """The feed that is to replace one, by the old one's name."""
+        self.router = router
+        self._settings = settings
+        self._dial = dial
+        self._now_ms = now_ms
+        self._note = note
+
+    def plan(self, symbols: Iterable[str]) -> None:
+        """Spread the symbols known at the start evenly over as few connections as allowed."""
+        symbols = sorted(symbols)
+        cap = self._settings.symbols_per_connection
+        count = max(1, -(-len(symbols) // cap))
+        for copy_number in range(self._settings.parallel_feeds):
+            for number in range(count):
+                self._make(copy_number, symbols[number::count])
+
+    async def run(
+        self, nursery: trio.Nursery, receive: trio.MemoryReceiveChannel[cmd.Subscription]
+    ) -> None:
+        """Start every feed in `nursery`, the one that all sources share, then obey discovery.
+
+        The nursery is passed because a listing may need one more connection later, and that feed
+        has to live as long as the others.
+        """
+        for feed in self.feeds:
+            nursery.start_soon(feed.run)
+        nursery.start_soon(self._rotate, nursery)
+        async with receive:
+            async for message in receive:
+                match message:
+                    case cmd.Subscribe(symbol):
+                        self._subscribe(symbol, nursery)
+                    case cmd.Unsubscribe(symbol):
+                        for feed in self.feeds:
+                            if symbol in feed.symbols:
+                                feed.symbols.remove(symbol)
+
+    def _subscribe(self, symbol: str, nursery: trio.Nursery) -> None:
+        """Put a symbol on the emptiest connection of each copy; make one where all are full."""
+        for copy_number in range(self._settings.parallel_feeds):
+            copies = [feed for feed in self.feeds if feed.name.startswith(f"{copy_number + 1}.")]
+            feed = min(copies, key=lambda feed: len(feed.symbols))
+            if len(feed.symbols) < self._settings.symbols_per_connection:
+                feed.symbols.append(symbol)
+            else:
+                nursery.start_soon(self._make(copy_number, [symbol]).run)
+        self.router.know(symbol)
+
+    async def _rotate(self, nursery: trio.Nursery) -> None:
+        """Replace each connection before the exchange cuts it, without a gap."""
+        while True:
+            await trio.sleep(ROTATION_CHECK_S)
+            now_s = trio.current_time()
+            for feed in list(self.feeds):
+                since_s = feed.live_since_s
+                twin = self._twins.get(feed.name)
+                if twin is not None:
+                    if twin.live_since_s is not None and now_s >= twin.live_since_s + OVERLAP_S:
+                        del self._twins[feed.name]
+                        self.feeds.remove(feed)
+                        self.rotations += 1
+                        feed.retire()
+                elif (
+                    since_s is not None
+                    and now_s >= since_s + self._settings.rotate_after_s
+                    and feed not in self._twins.values()
+                ):
+                    twin = self._make(int(feed.name.split(".")[0]) - 1, feed.symbols)
+                    twin.symbols = feed.symbols  # one list: a listing concerns both
+                    self._twins[feed.name] = twin
+                    nursery.start_soon(twin.run)
+
+    def _make(self, copy_number: int, symbols: list[str]) -> Feed:
+        self._made += 1
+        feed = Feed(
+            f"{copy_number + 1}.{self._made}",
+            symbols,
+            feeds=self,
+            settings=self._settings,
+            dial=self._dial,
+            now_ms=self._now_ms,
+            note=self._note,
+        )
+        for symbol in symbols:
+            self.router.know(symbol)
+        self.feeds.append(feed)
+        return feed
+
+    def drop(self, reason: str) -> None:
+        """Have every feed give up its connection and make a new one."""
+        for feed in self.feeds:
+            feed.drop(reason)
+
+    def mean_delay_ms(self) -> float | None:
+        """Return the mean one-way delay over the connections that measured one, or None."""
+        delays = [feed.delay_ms for feed in self.feeds if feed.delay_ms is not None]
+        return sum(delays) / len(delays) if delays else None

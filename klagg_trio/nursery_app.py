@@ -1,0 +1,380 @@
+"""Composition root of `klagg run`: opens the channels, starts every task, orders the shutdown.
+
+Theory of operation
+-------------------
+Two nurseries, one inside the other. The outer one holds the *line*: workers and writer, joined by
+channels that only flow one way. The inner one holds the *sources*: feeds, minute clock, discovery,
+resync, housekeeping and the dashboard. To stop, the sources are cancelled; their ends of the
+inboxes close; each worker works off its inbox and closes its way to the writer; the writer commits
+what is pending, writes the start snapshot and ends. Nothing that was received is lost, and a
+deadline bounds the wait.
+
+What goes the other way goes by reading: `App.read` puts the vitals together from the parts, and
+repair reads the shards' suspect minutes.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import trio
+
+from klagg_trio import cmd
+from klagg_trio.core.errors import ConfigurationError
+from klagg_trio.core.facts import BarCounts, Event, Facts, TradeCounts
+from klagg_trio.core.intervals import select
+from klagg_trio.core.seed import StartState
+from klagg_trio.core.shard import Shard, SymbolState
+from klagg_trio.discovery import Discovery
+from klagg_trio.exchange.clock_probe import TimeProbe
+from klagg_trio.exchange.rest import Rest
+from klagg_trio.exchange.stream import Dial
+from klagg_trio.exchange.weight import WeightGate
+from klagg_trio.feed import Feeds, Router
+from klagg_trio.repair import Auditor, Repair
+from klagg_trio.settings import Settings
+from klagg_trio.store.database import Database
+from klagg_trio.tick import Grace, MinuteClock, ServerClock, run_resync, run_sentinel
+from klagg_trio.vitals import ShardVitals, SymbolVitals, Vitals
+from klagg_trio.worker import run_worker
+from klagg_trio.writer import Writer
+
+SUBSCRIPTIONS_MAX: Final = 64
+"""Listings come one by one; discovery waits where the feeds lag behind."""
+
+EVENTS_PENDING_MAX: Final = 1_000
+"""Notes of a second; what a storm brings above it is counted and not kept."""
+
+CLOSES_KEPT: Final = 30
+"""Minutes of the spark lines."""
+
+RANKED: Final = 20
+"""Symbols in the lists of the busiest and the newest."""
+
+SHUTDOWN_LIMIT_S: Final = 30.0
+"""A disk that hangs must not keep the program for ever; normally the wave takes 0.1 s."""
+
+RunInThread = Callable[..., Awaitable[Any]]
+Watch = Callable[[Callable[[], Vitals]], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """Everything outside the process that a run touches, so that tests can pass their own."""
+
+    rest: Rest
+    gate: WeightGate
+    probe: TimeProbe
+    dial: Dial
+    run_in_thread: RunInThread
+    """Runs a synchronous function off the event loop: `trio.to_thread.run_sync` or inline."""
+    wall_ms: Callable[[], float]
+    """The local wall clock: for people, and for the suspend sentinel."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunReport:
+    """What a run did, once it has ended."""
+
+    vitals: Vitals
+    added: tuple[str, ...]
+    removed: tuple[str, ...]
+
+
+class App:
+    """The parts of a running klagg, for reading. `run_app` makes and runs it."""
+
+    def __init__(
+        self, settings: Settings, edge: Edge, database: Database, start: StartState, data_dir: Path
+    ) -> None:
+        """Build every part; nothing runs and nothing is connected yet."""
+        intervals = select(settings.intervals)
+        names = tuple(interval.name for interval in intervals)
+        if names != start.intervals:
+            raise ConfigurationError(
+                f"the start snapshot holds the intervals {' '.join(start.intervals)}, the settings "
+                f"ask for {' '.join(names)}; run: klagg backfill --data-dir {data_dir}"
+            )
+        self.settings = settings
+        self.edge = edge
+        self.start = start
+        self.started_s = trio.current_time()
+        self.clock = ServerClock(edge.probe, settings)
+        self.shards = [Shard(intervals, start.cut_ms) for _ in range(settings.shards)]
+        for seed in start.seeds:
+            if not settings.symbols or seed.symbol in settings.symbols:
+                self.shards[cmd.shard_of(seed.symbol, settings.shards)].load(seed)
+        inboxes = [trio.open_memory_channel[cmd.Message](settings.inbox_max) for _ in self.shards]
+        self.inboxes = [send for send, _ in inboxes]
+        self.inbox_ends = [receive for _, receive in inboxes]
+        self.to_writer, self.writer_end = trio.open_memory_channel[cmd.Record](
+            settings.writer_queue_max
+        )
+        self.subscribe, self.subscriptions = trio.open_memory_channel[cmd.Subscription](
+            SUBSCRIPTIONS_MAX
+        )
+        self.feeds = Feeds(
+            router=Router(self.inboxes),
+            settings=settings,
+            dial=edge.dial,
+            now_ms=self.clock.now_ms,
+            note=self.note,
+        )
+        self.router = self.feeds.router
+        known = [(state.symbol, state.onboard_ms) for state in self._states()]
+        self.feeds.plan(symbol for symbol, _ in known)
+        self.discovery = Discovery(
+            known,
+            inboxes=self.inboxes,
+            subscriptions=self.subscribe,
+            rest=edge.rest,
+            settings=settings,
+            dial=edge.dial,
+            now_ms=self.clock.now_ms,
+            note=self.note,
+        )
+        grace = Grace(settings, self.feeds.mean_delay_ms)
+        self.minute_clock = MinuteClock(self.clock, grace, start.cut_ms, edge.wall_ms)
+        self.writer = Writer(
+            self.writer_end,
+            database,
+            shards=settings.shards,
+            snapshot_path=data_dir / "initial_state.cbor",
+            intervals=names,
+            run_in_thread=edge.run_in_thread,
+        )
+        self.repair = Repair(
+            self.shards, self.inboxes, rest=edge.rest, now_ms=self.clock.now_ms, note=self.note
+        )
+        self.auditor = Auditor(
+            self.shards,
+            self.inboxes,
+            rest=edge.rest,
+            database_path=data_dir / "klagg.db",
+            every_s=settings.audit_every_s,
+            run_in_thread=edge.run_in_thread,
+            now_ms=self.clock.now_ms,
+            note=self.note,
+            start_ms=start.cut_ms,
+        )
+        self._events: deque[Event] = deque()
+        self.events_dropped = 0
+        self._closes: dict[str, deque[float]] = {}
+        self._closes_ms = 0
+
+    def note(self, event: Event) -> None:
+        """Take an event for the journal. Synchronous, so that any part may note anything."""
+        if len(self._events) < EVENTS_PENDING_MAX:
+            self._events.append(event)
+        else:
+            self.events_dropped += 1
+
+    def _states(self) -> list[SymbolState]:
+        return [state for shard in self.shards for state in shard.states.values()]
+
+    # -- The picture ---------------------------------------------------------------------------
+
+    def read(self) -> Vitals:
+        """Put the picture of this moment together from the parts."""
+        states = self._states()
+        self._keep_closes(states)
+        now_s = trio.current_time()
+        clock = self.minute_clock.statistics()
+        connections = tuple(feed.statistics() for feed in self.feeds.feeds)
+        writer = self.writer.statistics()
+        owed = sum(state.suspects.minutes for state in states)
+        health, reason = "good", ""
+        if down := [c.name for c in connections if c.state != "live"]:
+            health, reason = "degraded", f"connecting: {', '.join(down)}"
+        elif owed:
+            health, reason = "degraded", f"{owed} minutes are suspect"
+        if clock.sampled_s > self.settings.offset_valid_s / 2:
+            health, reason = "bad", f"exchange time is {clock.sampled_s:.0f} s old"
+        elif clock.next_tick_s < -10:
+            health, reason = "bad", f"the tick is {-clock.next_tick_s:.0f} s late"
+        by_trades = sorted(states, key=lambda state: -state.minute.count)[:RANKED]
+        by_age = sorted(states, key=lambda state: -state.onboard_ms)[:RANKED]
+        return Vitals(
+            health=health,
+            reason=reason,
+            uptime_s=now_s - self.started_s,
+            clock=clock,
+            connections=connections,
+            shards=tuple(self._shard_vitals()),
+            writer=writer,
+            weight=self.edge.gate.statistics(),
+            bars=self.bar_counts(),
+            trades=self.trade_counts(),
+            received=self.feeds.counts.received,
+            symbols=len(states),
+            intervals=self.start.intervals,
+            suspect_minutes=owed,
+            repaired_minutes=self.repair.repaired_minutes,
+            audit=self.auditor.statistics(),
+            rotations=self.feeds.rotations,
+            busiest=tuple(map(self._symbol_vitals, by_trades)),
+            newest=tuple(map(self._symbol_vitals, by_age)),
+            events=tuple(self.writer.recent_events()),
+        )
+
+    def bar_counts(self) -> BarCounts:
+        """Return the bars of all shards, added up."""
+        total = BarCounts()
+        for shard in self.shards:
+            total.sealed += shard.bars.sealed
+            total.flat += shard.bars.flat
+            total.suspect += shard.bars.suspect
+            total.official += shard.bars.official
+            total.restated += shard.bars.restated
+        return total
+
+    def trade_counts(self) -> TradeCounts:
+        """Return where every trade ended: the shards' counts and what never reached a shard."""
+        total = TradeCounts(rejected=self.feeds.counts.rejected, not_ours=self.router.not_ours)
+        for shard in self.shards:
+            total.in_bars += shard.trades.in_bars
+            total.duplicate += shard.trades.duplicate
+            total.late += shard.trades.late
+            total.rejected += shard.trades.rejected
+            total.not_ours += shard.trades.not_ours
+        return total
+
+    def _shard_vitals(self) -> list[ShardVitals]:
+        return [
+            ShardVitals(
+                shard=number,
+                symbols=len(shard.states),
+                inbox=end.statistics().current_buffer_used,
+                inbox_cap=self.settings.inbox_max,
+            )
+            for number, (shard, end) in enumerate(zip(self.shards, self.inbox_ends, strict=True))
+        ]
+
+    def _symbol_vitals(self, state: SymbolState) -> SymbolVitals:
+        price = float(state.minute.close)
+        closes = (*self._closes.get(state.symbol, ()), price)
+        change = 100 * (price / closes[0] - 1) if closes[0] else 0.0
+        return SymbolVitals(state.symbol, price, change, state.minute.count, closes)
+
+    def _keep_closes(self, states: Sequence[SymbolState]) -> None:
+        """Remember the closes of the minutes sealed since the last look, for the spark lines."""
+        if self.minute_clock.minute_ms == self._closes_ms:
+            return
+        self._closes_ms = self.minute_clock.minute_ms
+        for state in states:
+            kept = self._closes.setdefault(state.symbol, deque(maxlen=CLOSES_KEPT))
+            kept.append(float(state.last_close))
+
+    # -- Tasks of its own ----------------------------------------------------------------------
+
+    async def refresh_open_bars(self) -> None:
+        """Have the running bars saved every `open_refresh_s`."""
+        while True:
+            await trio.sleep(self.settings.open_refresh_s)
+            for inbox in self.inboxes:
+                await inbox.send(cmd.ReportOpenBars())
+
+    async def journal(self) -> None:
+        """Bring the noted events to the writer once a second."""
+        while True:
+            await trio.sleep(1.0)
+            await self.flush_events()
+
+    async def flush_events(self) -> None:
+        """Bring the events noted so far to the writer; cancelled, it keeps them for the next."""
+        if events := list(self._events):
+            await self.to_writer.send(cmd.Amended(0, Facts(events=events)))
+            for _ in events:
+                self._events.popleft()
+
+
+async def run_app(
+    settings: Settings,
+    edge: Edge,
+    *,
+    database: Database,
+    start: StartState,
+    stop: trio.Event,
+    watch: Watch | None = None,
+    task_status: trio.TaskStatus[App] = trio.TASK_STATUS_IGNORED,
+) -> RunReport:
+    """Run klagg from a start state until `stop` is set. Raises what ends it otherwise.
+
+    `watch` is the dashboard or the status line: an async function that is given `App.read`.
+    """
+    app = App(settings, edge, database, start, settings.data_dir)
+    await app.clock.sync()
+    async with trio.open_nursery() as line:
+        line.start_soon(app.writer.run)
+        for number, (shard, end) in enumerate(zip(app.shards, app.inbox_ends, strict=True)):
+            send = app.to_writer.clone()
+            line.start_soon(_run_worker, number, shard, end, send)
+        async with trio.open_nursery() as sources:
+            sources.start_soon(app.feeds.run, sources, app.subscriptions)
+            sources.start_soon(_run_minute_clock, app)
+            sources.start_soon(app.discovery.run)
+            sources.start_soon(_run_resync, app)
+            sources.start_soon(_run_sentinel, app)
+            sources.start_soon(app.repair.run, sources)
+            sources.start_soon(app.auditor.run)
+            sources.start_soon(app.refresh_open_bars)
+            sources.start_soon(app.journal)
+            if watch is not None:
+                sources.start_soon(watch, app.read)
+            task_status.started(app)
+            await stop.wait()
+            sources.cancel_scope.cancel()
+        line.cancel_scope.deadline = trio.current_time() + SHUTDOWN_LIMIT_S
+        await _close_line(app)
+    vitals = app.read()
+    return RunReport(
+        vitals=replace(vitals, events=tuple(app.writer.recent_events())),
+        added=tuple(app.discovery.added),
+        removed=tuple(app.discovery.removed),
+    )
+
+
+async def _close_line(app: App) -> None:
+    """Send the wave down the line: last reports, then the end of every channel."""
+    for inbox in app.inboxes:
+        async with inbox:
+            await inbox.send(cmd.ReportOpenBars())
+            await inbox.send(cmd.ReportSeeds())
+    await app.flush_events()
+    await app.to_writer.aclose()
+
+
+async def _run_worker(
+    number: int,
+    shard: Shard,
+    receive: trio.MemoryReceiveChannel[cmd.Message],
+    send: trio.MemorySendChannel[cmd.Record],
+) -> None:
+    await run_worker(receive, send, number=number, shard=shard)
+
+
+async def _run_minute_clock(app: App) -> None:
+    await app.minute_clock.run(app.inboxes, snapshot_every_s=app.settings.snapshot_every_s)
+
+
+async def _run_resync(app: App) -> None:
+    await run_resync(
+        app.clock,
+        refresh_s=app.settings.offset_refresh_s,
+        valid_s=app.settings.offset_valid_s,
+        note=app.note,
+    )
+
+
+async def _run_sentinel(app: App) -> None:
+    await run_sentinel(
+        app.clock,
+        limit_s=app.settings.suspend_limit_s,
+        wall_ms=app.edge.wall_ms,
+        drop_feeds=app.feeds.drop,
+        note=app.note,
+    )

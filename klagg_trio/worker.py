@@ -1,0 +1,64 @@
+"""One shard's task: take messages from the inbox, let the shard decide, hand the facts on.
+
+The whole life of a shard is the list of messages that its inbox delivered. `apply` is all that
+happens to one of them; the task around it only waits.
+"""
+
+from __future__ import annotations
+
+import trio
+
+from klagg_trio import cmd
+from klagg_trio.core.facts import Facts
+from klagg_trio.core.shard import Shard
+
+
+def apply(number: int, shard: Shard, message: cmd.Message) -> cmd.Record | None:
+    """Let shard `number` take one message. Returns what the writer has to know, if anything."""
+    facts: Facts | None = None
+    match message:
+        case cmd.TradeBatch(trades):
+            facts = shard.apply_trades(trades)
+        case cmd.Tick(minute_ms):
+            sealed = shard.tick(minute_ms)
+            return cmd.Sealed(number, shard.minute_ms, sealed, shard.open_bars())
+        case cmd.FeedLive(symbols, since_ms):
+            shard.feed_live(symbols, since_ms)
+        case cmd.FeedLost(symbols, lost_ms):
+            facts = shard.feed_lost(symbols, lost_ms)
+        case cmd.ReplaceMinutes(symbol, minutes, stored):
+            facts = shard.replace_minutes(symbol, minutes, stored)
+        case cmd.AddSymbol():
+            facts = shard.add_symbol(
+                message.symbol,
+                message.price,
+                message.onboard_ms,
+                message.delivery_ms,
+                message.three_day_phase_ms,
+            )
+        case cmd.RemoveSymbol(symbol, delivery_ms):
+            shard.remove_symbol(symbol, delivery_ms)
+        case cmd.ReportOpenBars():
+            return cmd.OpenBars(number, shard.open_bars())
+        case cmd.ReportSeeds():
+            return cmd.Seeds(number, shard.minute_ms, shard.seeds())
+    return cmd.Amended(number, facts) if facts else None
+
+
+async def run_worker(
+    receive: trio.MemoryReceiveChannel[cmd.Message],
+    send: trio.MemorySendChannel[cmd.Record],
+    *,
+    number: int,
+    shard: Shard,
+) -> None:
+    """Pump one inbox until its last sender has closed it, then close the way to the writer.
+
+    A writer that cannot keep up makes the sends wait, the inbox fill, and the feeds stop reading:
+    the pressure ends at the exchange's socket, and no message is dropped on the way.
+    """
+    async with receive, send:
+        async for message in receive:
+            record = apply(number, shard, message)
+            if record is not None:
+                await send.send(record)
