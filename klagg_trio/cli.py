@@ -9,18 +9,15 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import FrameType
-from typing import Any, Final, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import click
 
 from klagg_trio import __version__
+from klagg_trio.commands import EXIT_INTERRUPTED, leaves
 from klagg_trio.core.errors import KlaggError
-
-EXIT_USAGE: Final = 2
-EXIT_FINDINGS: Final = 3
-EXIT_INTERRUPTED: Final = 130
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -48,11 +45,11 @@ def execute(arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except BaseExceptionGroup as group:
-        leaves = list(_leaves(group))
-        ours = [leaf for leaf in leaves if isinstance(leaf, KlaggError)]
-        if len(ours) == len(leaves):
+        errors = list(leaves(group))
+        ours = [error for error in errors if isinstance(error, KlaggError)]
+        if len(ours) == len(errors):
             return _complain(ours)
-        if all(isinstance(leaf, KeyboardInterrupt | KlaggError) for leaf in leaves):
+        if all(isinstance(error, KeyboardInterrupt | KlaggError) for error in errors):
             return EXIT_INTERRUPTED
         raise
     return code if isinstance(code, int) else 0
@@ -64,14 +61,6 @@ def _complain(errors: list[KlaggError]) -> int:
         line = "".join(c if c.isprintable() else " " for c in text)
         click.echo(f"klagg: {line}", err=True)
     return errors[0].exit_code
-
-
-def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
-    for error in group.exceptions:
-        if isinstance(error, BaseExceptionGroup):
-            yield from _leaves(error)
-        else:
-            yield error
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
@@ -162,7 +151,7 @@ def demo(
 @_options(_since, _data_dir, _symbols, _intervals, _rest_url)
 @_json
 def backfill(as_json: bool, **flags: str | None) -> int:
-    """Fetch history over REST, then write the start snapshot that `run` needs.
+    """Fetch history, then write the start snapshot for `run`.
 
     \b
     klagg backfill                               every symbol, the last day
@@ -181,7 +170,7 @@ def backfill(as_json: bool, **flags: str | None) -> int:
 @_headless
 @click.option("--duration", metavar="SPAN", help="Stop cleanly after, such as 90s, 5m, 2h.")
 def run(headless: bool, duration: str | None, **flags: str | None) -> int:
-    """Keep every bar up to date, live, from the start snapshot on.
+    """Keep every bar up to date, live, from the start snapshot.
 
     \b
     klagg run                                    with a dashboard
@@ -213,7 +202,7 @@ def sim(
     duration: str | None,
     as_json: bool,
 ) -> int:
-    """Serve a simulated exchange on two loopback ports, REST and websocket.
+    """Serve a simulated exchange on two loopback ports.
 
     \b
     klagg sim
@@ -239,11 +228,13 @@ def sim(
 @click.option("--intervals", metavar="NAMES", default="1m", show_default=True)
 @click.option("--out", type=click.Path(dir_okay=False), help="Write there instead of stdout.")
 def replay(file: str, symbol: str | None, intervals: str, out: str | None) -> int:
-    """Make bars from recorded trades: the archive's aggTrades csv, plain, zip or gz.
+    """Make bars from recorded trades, a csv of aggTrades.
 
     \b
     klagg replay BTCUSDT-aggTrades-2026-10-01.zip > bars.csv
     klagg replay trades.csv --symbol BTCUSDT --intervals 1m,1h --out bars.csv
+
+    The exchange's archive files as they are, with or without header, plain, zip or gz.
     """
     from klagg_trio.commands.replay import run_command
 
@@ -254,10 +245,12 @@ def replay(file: str, symbol: str | None, intervals: str, out: str | None) -> in
 @_data_dir
 @_json
 def verify(as_json: bool, **flags: str | None) -> int:
-    """Check the stored bars offline: continuity, sanity, longer bars = merged minutes.
+    """Check the stored bars offline; exit 3 on any finding.
 
     \b
-    klagg verify --data-dir data                 exits 3 on any finding
+    klagg verify --data-dir data
+
+    Continuity, sanity, and that longer bars are the merge of their minutes.
     """
     from klagg_trio.commands.verify import run_command
 
@@ -282,10 +275,12 @@ def status(as_json: bool, **flags: str | None) -> int:
 @_options(_data_dir, _rest_url, _ws_url)
 @_json
 def doctor(as_json: bool, **flags: str | None) -> int:
-    """Say why it would not work here: disk, snapshot, exchange, clock.
+    """Say why it would not work here.
 
     \b
     klagg doctor
+
+    Looks at the disk, the start snapshot, the exchange by REST and websocket, and the clock.
     """
     from klagg_trio.commands.doctor import run_command
 
@@ -301,15 +296,17 @@ def config() -> None:
 @click.option("--origin", is_flag=True, help="Say where each value comes from.")
 @_options(_data_dir, _symbols, _intervals, _since, _rest_url, _ws_url)
 @_json
-def config_show(origin: bool, as_json: bool, **flags: str | None) -> int:
+@click.option("--toml", "as_toml_file", is_flag=True, help="Print a klagg.toml to start from.")
+def config_show(origin: bool, as_json: bool, as_toml_file: bool, **flags: str | None) -> int:
     """Print every setting, its unit, its bounds and what it is for.
 
     \b
     klagg config show --origin
+    klagg config show --toml > klagg.toml
     """
     from klagg_trio.commands.config_show import run_command
 
-    return run_command(flags, origin=origin, as_json=as_json)
+    return run_command(flags, origin=origin, as_json=as_json, as_toml_file=as_toml_file)
 
 
 @cli.command()

@@ -136,7 +136,7 @@ class Sealed:
     minute_ms: int
     facts: Facts
     open_bars: Sequence[BarFact] = ()
-    """The bars that run from `minute_ms` on, newborn ones included: saved with the sealed ones."""
+    """The bars that open at `minute_ms`: saved with the sealed ones."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -453,3 +453,28 @@ def shown_values(settings: Settings) -> dict[str, str]:
         else:
             shown[field.name] = str(value)
     return shown
+
+
+def as_toml(loaded: Loaded) -> str:
+    """Return a klagg.toml of these settings; what is a default is written as a comment."""
+    text = [
+        "# Every setting of klagg. Take away the # of a line to change it.",
+        "# Flags and KLAGG_* variables are stronger: see `klagg config show --origin`.",
+    ]
+    for name, rule in RULES.items():
+        bounds = f", {rule.bounds}" if rule.bounds else ""
+        mark = "# " if loaded.origin[name] == "default" else ""
+        value = _as_toml(getattr(loaded.settings, name))
+        text += ["", f"# {rule.reason} ({rule.unit}{bounds})", f"{mark}{name} = {value}"]
+    return "\n".join(text) + "\n"
+
+
+def _as_toml(value: object) -> str:
+    import json
+
+    if isinstance(value, tuple):
+        return "[" + ", ".join(map(_as_toml, value)) + "]"
+    if isinstance(value, int | float):
+        return repr(value)
+    # A JSON text is a TOML text, but for the escapes of characters that TOML wants written out.
+    return json.dumps("" if value is None else str(value), ensure_ascii=False)

@@ -21,7 +21,7 @@ def apply(number: int, shard: Shard, message: cmd.Message) -> cmd.Record | None:
             facts = shard.apply_trades(trades)
         case cmd.Tick(minute_ms):
             sealed = shard.tick(minute_ms)
-            return cmd.Sealed(number, shard.minute_ms, sealed, shard.open_bars())
+            return cmd.Sealed(number, shard.minute_ms, sealed, shard.newborn_bars())
         case cmd.FeedLive(symbols, since_ms):
             shard.feed_live(symbols, since_ms)
         case cmd.FeedLost(symbols, lost_ms):

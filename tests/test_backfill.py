@@ -19,6 +19,7 @@ import trio
 import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from klagg_trio.store.start_snapshot import read_snapshot
 
 from klagg_trio.backfill import (
     FAILURES_MAX,
@@ -46,7 +47,6 @@ from klagg_trio.core.intervals import (
 from klagg_trio.core.seed import UNKNOWN_ID
 from klagg_trio.exchange import wire
 from klagg_trio.settings import Settings
-from klagg_trio.store.start_snapshot import read_snapshot
 
 NEW_YEAR_MS = 1_735_689_600_000
 """2025-01-01 00:00 UTC, a Wednesday."""
@@ -458,6 +458,7 @@ EDGES_MS = (
 AGES_MIN = (1, 2, 30, 61, 600, 1_441, 4_000, 20_000, 60_000, 1_000_000)
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(
     edge_ms=st.sampled_from(EDGES_MS),

@@ -12,6 +12,7 @@ from klagg_trio.core.intervals import DEFAULT_INTERVALS, INTERVALS
 from klagg_trio.settings import (
     RULES,
     Settings,
+    as_toml,
     is_loopback,
     load,
     parse_duration_s,
@@ -214,14 +215,19 @@ def test_unreadable_file(tmp_path):
         load({}, {}, tmp_path, user_file=NOWHERE)
 
 
-def test_example_file_is_valid(tmp_path):
-    """The example in docs/ loads, and holds every setting at its default."""
+def test_example_file_is_current(tmp_path):
+    """docs/klagg.example.toml is what `klagg config show --toml` prints for the defaults."""
     example = Path(__file__).parent.parent / "docs" / "klagg.example.toml"
-    lines = example.read_text().splitlines()
-    settings = "\n".join(line.removeprefix("# ") for line in lines if " = " in line)
-    loaded = load_from(tmp_path, here=settings)
-    assert loaded.settings == Settings()
-    assert {name for name, origin in loaded.origin.items() if origin == "default"} <= {"log_file"}
+    assert example.read_text() == as_toml(load_from(tmp_path))
+
+
+def test_toml_loads_as_what_it_shows(tmp_path):
+    """A klagg.toml written from settings gives them back, with and without its comment marks."""
+    flags = {"symbols": "BTCUSDT,币安人生USDT", "log_file": 'a "b"\\c', "shards": "3"}
+    shown = as_toml(load_from(tmp_path, flags=flags))
+    assert load_from(tmp_path, here=shown).settings == load_from(tmp_path, flags=flags).settings
+    bare = "\n".join(line.removeprefix("# ") for line in shown.splitlines() if " = " in line)
+    assert load_from(tmp_path, here=bare).settings == load_from(tmp_path, flags=flags).settings
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import trio
 
-from klagg_trio import cmd
 from klagg_trio.core.errors import RemoteError
 from klagg_trio.core.intervals import MINUTE_MS
 from klagg_trio.settings import Settings

@@ -14,6 +14,7 @@ import click
 import trio
 
 from klagg_trio.backfill import BackfillReport, Progress, run_backfill
+from klagg_trio.commands import EXIT_INTERRUPTED
 from klagg_trio.commands.start import (
     DATABASE_NAME,
     load_here,
@@ -44,7 +45,7 @@ def run_command(flags: Mapping[str, str | None], *, as_json: bool) -> int:
             database.close()
     if report is None:
         click.echo("klagg: stopped; what was fetched is stored: run it again to go on", err=True)
-        return 130
+        return EXIT_INTERRUPTED
     _tell(report, as_json)
     return 0
 

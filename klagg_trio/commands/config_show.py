@@ -8,12 +8,17 @@ from collections.abc import Mapping
 import click
 
 from klagg_trio.commands.start import load_here
-from klagg_trio.settings import RULES, shown_values
+from klagg_trio.settings import RULES, as_toml, shown_values
 
 
-def run_command(flags: Mapping[str, str | None], *, origin: bool, as_json: bool) -> int:
+def run_command(
+    flags: Mapping[str, str | None], *, origin: bool, as_json: bool, as_toml_file: bool
+) -> int:
     """Print the settings. Returns the exit code."""
     loaded = load_here(flags)
+    if as_toml_file:
+        click.echo(as_toml(loaded), nl=False)
+        return 0
     shown = shown_values(loaded.settings)
     if as_json:
         entries = {

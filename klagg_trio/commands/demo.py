@@ -12,6 +12,7 @@ from typing import Final
 import click
 
 from klagg_trio import dashboard
+from klagg_trio.commands import EXIT_FINDINGS
 from klagg_trio.commands.start import locked
 from klagg_trio.demo import DemoOptions, DemoSummary, run_demo
 
@@ -53,7 +54,7 @@ def run_command(
         click.echo(json.dumps(summary.as_json(), ensure_ascii=False))
     else:
         _tell(summary)
-    return 0 if summary.ok else 3
+    return 0 if summary.ok else EXIT_FINDINGS
 
 
 def _speed(text: str) -> float:

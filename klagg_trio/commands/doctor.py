@@ -114,11 +114,13 @@ async def _time(settings: Settings) -> str:
 
 
 async def _websocket(settings: Settings) -> str:
+    """Wait for data: an acknowledgement proves nothing."""
+    from klagg_trio.exchange import wire
     from klagg_trio.exchange.stream import open_connection
-    from klagg_trio.exchange.wire import subscribe
 
     async with open_connection(f"{settings.ws_url}/stream") as connection:
-        await connection.send_text(subscribe(["!miniTicker@arr"], 1))
-        async for _ in connection.batches:
-            return f"{settings.ws_url} delivers"
+        await connection.send_text(wire.subscribe(["!miniTicker@arr"], 1))
+        async for frames in connection.batches:
+            if any(isinstance(wire.decode_frame(frame), wire.MiniTickers) for frame in frames):
+                return f"{settings.ws_url} delivers"
     raise RemoteError(f"{settings.ws_url} closed the connection; is it a market stream root?")

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import click
 import trio
 
+from klagg_trio.commands import EXIT_INTERRUPTED
 from klagg_trio.commands.start import (
     DATABASE_NAME,
     SNAPSHOT_NAME,
@@ -46,7 +47,7 @@ def run_command(flags: Mapping[str, str | None], *, headless: bool, duration: st
         finally:
             database.close()
     if report is None:
-        return 130
+        return EXIT_INTERRUPTED
     click.echo(f"klagg: stopped; {report.vitals.writer.rows:,} rows written", err=True)
     return 0
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import click
 
-from klagg_trio.cli import EXIT_FINDINGS
+from klagg_trio.commands import EXIT_FINDINGS
 from klagg_trio.commands.start import DATABASE_NAME, load_here
 from klagg_trio.store.verify import verify
 

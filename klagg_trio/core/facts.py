@@ -43,9 +43,11 @@ class Facts:
     sealed: list[BarFact] = field(default_factory=list)
     """Bars that a tick closed. They never replace a stored bar that is better than suspect."""
     restated: list[BarFact] = field(default_factory=list)
-    """New contents of bars sealed before. They replace anything but an official bar."""
+    """New contents, or a new source, of bars sealed before. They replace anything but an official
+    bar. A bar may be told of twice; the last one holds."""
     doubted: list[MinuteSpan] = field(default_factory=list)
-    """Stored minutes that turned out to be suspect; their values stay."""
+    """Stored minutes that turned out to be suspect; their values stay. No minute is both doubted
+    and proven by one message."""
     proven: list[MinuteSpan] = field(default_factory=list)
     """Stored suspect minutes that turned out to be right; their values stay."""
     events: list[Event] = field(default_factory=list)
@@ -64,9 +66,10 @@ class TradeCounts:
     in_bars: int = 0
     duplicate: int = 0
     late: int = 0
-    """Came after its minute was sealed: restated the bar, or made the minute suspect."""
+    """Came after its minute was sealed: restated the bar, or left the minute to repair, or was in
+    its official bar already."""
     rejected: int = 0
-    """Out of range: a time far ahead of the clock, or a number that bars cannot hold."""
+    """Out of range: a time far ahead of the clock."""
     not_ours: int = 0
     """Of a symbol that this shard does not keep."""
 

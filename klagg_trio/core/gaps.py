@@ -36,8 +36,11 @@ class Spans:
         """How many minutes the set holds."""
         return sum((last - first) // MINUTE_MS + 1 for first, last in self._spans)
 
-    def add(self, first_ms: int, last_ms: int) -> None:
-        """Put the minutes from `first_ms` to `last_ms` into the set."""
+    def add(self, first_ms: int, last_ms: int) -> tuple[int, int] | None:
+        """Put the minutes from `first_ms` to `last_ms` into the set.
+
+        Returns the minutes that came in with them because there were too many spans, if any.
+        """
         assert first_ms <= last_ms
         kept = []
         for first, last in self._spans:
@@ -47,10 +50,13 @@ class Spans:
                 first_ms, last_ms = min(first, first_ms), max(last, last_ms)
         kept.append((first_ms, last_ms))
         kept.sort()
-        if len(kept) > SPANS_MAX:
-            nearest = min(range(1, len(kept)), key=lambda i: kept[i][0] - kept[i - 1][1])
-            kept[nearest - 1 : nearest + 1] = [(kept[nearest - 1][0], kept[nearest][1])]
         self._spans = kept
+        if len(kept) <= SPANS_MAX:
+            return None
+        nearest = min(range(1, len(kept)), key=lambda i: kept[i][0] - kept[i - 1][1])
+        (first, before), (after, last) = kept[nearest - 1 : nearest + 1]
+        kept[nearest - 1 : nearest + 1] = [(first, last)]
+        return before + MINUTE_MS, after - MINUTE_MS
 
     def remove(self, first_ms: int, last_ms: int) -> None:
         """Take the minutes from `first_ms` to `last_ms` out of the set."""

@@ -12,7 +12,7 @@ already had trades, the last few sealed minutes, and the running bar of each lon
 - `feed_lost` and `feed_live` say from when to when nobody watched.
 - `add_symbol`, `remove_symbol`, `replace_minutes` do what their names say.
 
-Which minutes can be vouched for? Three things make a minute suspect:
+Which minutes can be vouched for? Four things make a minute suspect:
 
 1. *Liveness.* The feed of the symbol was not alive for the whole minute: the minute began before
    `live_since_ms`, or ended after `lost_ms`.
@@ -20,11 +20,19 @@ Which minutes can be vouched for? Three things make a minute suspect:
    trades between the last one's time and this one's are missing (`_Gap`), so those minutes are
    suspect until the missing ids arrive after all, out of order.
 3. *Too late.* A trade came for a minute that is no longer held.
+4. *Price.* The minute is flat, at a close that a missed trade may have moved.
 
 After a loss a symbol is *in doubt*: `next_id` is -1 and `resume_id` is the id that would continue.
-The first trade then decides: if it has that id nothing was missed, and the minutes that liveness
-made suspect are *proven*; if not, they stay suspect and repair owes them. The sealed suspect
-minutes of a symbol are kept as `suspects`; the source of a longer bar is derived from them.
+The first trade made under a live feed decides: if it has that id nothing was missed, and the
+minutes that are suspect for want of proof (`doubtful`, for reasons 1 and 4) are *proven*; if not,
+they are `missing` trades and repair owes them. An official bar from the time when the feed was live
+again also settles the price. A minute may be suspect for several reasons and is cleared only when
+none is left. All sealed suspect minutes of a symbol together are its `suspects`; the source of a
+longer bar is derived from them.
+
+To restate a longer bar one has to know what the old minute gave to it. So a suspect minute that
+holds trades is kept until it is repaired: in `held`, or as `traded`, or among the `partials`. All
+others gave nothing, but for the few in `unknown`.
 
 This file does no I/O and knows no clock but the times in its messages. Every rule about the
 contents of bars lives here and in `core/bar.py`.
@@ -58,6 +66,10 @@ AHEAD_MS_MAX: Final = 10 * MINUTE_MS
 GAPS_MAX: Final = 32
 """Open id gaps remembered per symbol; an older one is given up to repair."""
 
+JUMP_MAX: Final = 10_000_000
+"""More ids than the busiest symbol uses in a day: a larger jump under a live feed tells nothing of
+missing trades, only that the numbering broke."""
+
 SEED_FILL_MS_MAX: Final = DAY_MS
 """A symbol found later than this after its listing starts at the current minute instead."""
 
@@ -66,11 +78,25 @@ _IN_DOUBT: Final = UNKNOWN_ID
 
 @dataclass(slots=True)
 class _Gap:
-    """Aggregate ids not seen though later ones were: `ids` are those still missing."""
+    """A run of aggregate ids, from `first_id` to before `end_id`, not seen though later ones were.
 
-    ids: set[int] | range
+    Their trades were made from `from_ms` to `to_ms`, the times of the trades around the gap. Both
+    are NEVER_MS where that is not known: after a loss, when other rules say which minutes suffer.
+    """
+
+    first_id: int
+    end_id: int
     from_ms: int
     to_ms: int
+
+    @property
+    def dated(self) -> bool:
+        """Whether it is known when the missing trades were made."""
+        return self.from_ms != NEVER_MS
+
+    def minutes(self) -> tuple[int, int]:
+        """Return the first and the last minute that hold or border the gap, by open time."""
+        return MINUTE.floor(self.from_ms), MINUTE.floor(self.to_ms)
 
 
 @dataclass(slots=True)
@@ -107,8 +133,12 @@ class SymbolState:
     """Minutes that end after this are not vouched for by liveness."""
     trusted_since_ms: int = 0
     """What `live_since_ms` returns to when doubt is resolved: nothing was missed since then."""
-    doubt_from_ms: int = NEVER_MS
-    """The first sealed minute that is suspect for liveness alone, or NEVER_MS."""
+    official_ms: int = 0
+    """The newest official minute that told the close, by open time."""
+    traded_ms: int = 0
+    """The newest sealed minute that may hold trades: all after it are empty."""
+    traded: Bar | None = None
+    """The bar of that minute, where it is known."""
     ahead: dict[int, Bar] = field(default_factory=dict)
     """Bars of minutes that the clock has not reached, by open time, as far as AHEAD_MS_MAX."""
     held: list[Bar] = field(default_factory=list)
@@ -116,6 +146,12 @@ class SymbolState:
     gaps: list[_Gap] = field(default_factory=list)
     suspects: Spans = field(default_factory=Spans)
     """Sealed minutes that repair owes."""
+    doubtful: Spans = field(default_factory=Spans)
+    """Those of them that the next trade may prove."""
+    missing: Spans = field(default_factory=Spans)
+    """Minutes, sealed or not, that only repair can make right."""
+    unknown: Spans = field(default_factory=Spans)
+    """Suspect minutes of which the shard does not know what they gave to longer bars."""
     partials: dict[int, Bar] = field(default_factory=dict)
     """Suspect minutes that hold trades and are no longer in `held`, by open time."""
 
@@ -155,10 +191,12 @@ class Shard:
             longer=longer,
             resume_id=seed.next_id,
             last_trade_ms=seed.last_trade_ms,
+            traded_ms=self.minute_ms - MINUTE_MS,
             partials={bar.open_ms: bar for bar in seed.partials},
         )
         for first_ms, last_ms in seed.suspects:
             state.suspects.add(first_ms, last_ms)
+            state.missing.add(first_ms, last_ms)
         self.states[seed.symbol] = state
 
     def seeds(self) -> list[Seed]:
@@ -180,7 +218,8 @@ class Shard:
         """Take up a symbol that was listed while the program ran.
 
         Its bars of every interval exist from now on, flat at `price` until the first trade. The
-        minutes from its listing up to now went unseen: they are stored as suspect.
+        minutes from its listing up to now went unseen: they are stored as suspect, or at least
+        owed to repair where the listing was long ago.
         """
         facts = Facts()
         known = self.states.get(symbol)
@@ -190,13 +229,15 @@ class Shard:
             self._freeze(known, facts)  # the ticker is reused by a new contract
         listed_ms = MINUTE.floor(onboard_ms)
         recent = self.minute_ms - SEED_FILL_MS_MAX <= listed_ms <= self.minute_ms
-        first_ms = listed_ms if recent else self.minute_ms
+        first_ms = listed_ms if recent and known is None else self.minute_ms
         longer = []
         for interval in self._longer_intervals:
             if interval.name == "3d":
                 interval = interval.with_phase(three_day_phase_ms)
             open_ms = interval.floor(first_ms)
-            longer.append(_Longer(interval, newborn(open_ms, interval.end(open_ms), price)))
+            unseen = max(0, first_ms - max(open_ms, listed_ms)) // MINUTE_MS
+            bar = newborn(open_ms, interval.end(open_ms), price)
+            longer.append(_Longer(interval, bar, unofficial_minutes=unseen))
         state = SymbolState(
             symbol=symbol,
             onboard_ms=onboard_ms,
@@ -204,8 +245,13 @@ class Shard:
             minute=newborn(first_ms, first_ms + MINUTE_MS, price),
             last_close=price,
             longer=longer,
+            traded_ms=first_ms - MINUTE_MS,
         )
         self.states[symbol] = state
+        unseen_ms = max(listed_ms, min((x.bar.open_ms for x in longer), default=first_ms))
+        if unseen_ms < first_ms:
+            state.missing.add(unseen_ms, first_ms - MINUTE_MS)
+            _suspect(state, unseen_ms, first_ms - MINUTE_MS)
         while state.minute.open_ms < self.minute_ms:
             self._seal_minute(state, facts)
         facts.events.append(Event(self.minute_ms, "listed", symbol, f"seeded at {price}"))
@@ -276,11 +322,6 @@ class Shard:
         if trade.time_ms >= state.minute.end_ms + AHEAD_MS_MAX:
             self.trades.rejected += 1
             return
-        try:
-            trade.price * trade.quantity
-        except decimal.Inexact:
-            self.trades.rejected += 1
-            return
         if not self._admit(state, trade, facts):
             self.trades.duplicate += 1
             return
@@ -300,60 +341,115 @@ class Shard:
 
     def _admit(self, state: SymbolState, trade: Trade, facts: Facts) -> bool:
         """Judge a trade's id; remember gaps, close them, resolve doubt. False for a duplicate."""
-        if state.next_id == _IN_DOUBT:
-            return self._resolve_doubt(state, trade, facts)
-        if trade.id < state.next_id:
-            return self._fill_gap(state, trade.id, facts)
-        if trade.id > state.next_id:
-            missing = range(state.next_id, trade.id)
-            from_ms = min(state.last_trade_ms or trade.time_ms, trade.time_ms)
-            self._open_gap(state, _Gap(missing, from_ms, trade.time_ms), facts)
-        state.next_id = trade.id + 1
+        in_doubt = state.next_id == _IN_DOUBT
+        expected = state.resume_id if in_doubt else state.next_id
+        if trade.id < expected:
+            if self._fill_gap(state, trade, facts):
+                return True
+            if trade.time_ms <= state.last_trade_ms:
+                return False
+            self._renumber(state, trade, facts)  # newer than all that was seen: no duplicate
+        elif in_doubt:
+            self._weigh_doubt(state, trade, facts)
+        elif trade.id > expected:
+            self._open_gap(state, expected, trade, facts)
+        if in_doubt and not _decides(state, trade):
+            state.resume_id = trade.id + 1
+        else:
+            state.next_id, state.resume_id = trade.id + 1, UNKNOWN_ID
         return True
 
-    def _resolve_doubt(self, state: SymbolState, trade: Trade, facts: Facts) -> bool:
-        """Let the first trade after a loss, or after the start, tell whether any was missed."""
-        if state.resume_id != UNKNOWN_ID and trade.id < state.resume_id:
-            return self._fill_gap(state, trade.id, facts)
-        state.next_id = trade.id + 1
-        if trade.id == state.resume_id:
-            self._prove(state, facts)
-        state.resume_id = UNKNOWN_ID
-        state.doubt_from_ms = NEVER_MS
-        return True
+    def _weigh_doubt(self, state: SymbolState, trade: Trade, facts: Facts) -> None:
+        """Let a trade after a loss, or after the start, tell whether any before it was missed.
+
+        A trade made under the live feed decides. One made before tells about the time before it,
+        and leaves the rest to the next one.
+        """
+        resume_id = state.resume_id
+        known = resume_id != UNKNOWN_ID
+        watched = state.lost_ms == NEVER_MS and state.last_trade_ms >= state.live_since_ms
+        if known and (trade.id == resume_id or watched):
+            if _decides(state, trade):
+                self._prove(state, facts)
+            if trade.id > resume_id:
+                self._open_gap(state, resume_id, trade, facts)
+            return
+        self._give_up_doubt(state)
+        state.trusted_since_ms = trade.time_ms
+        if trade.time_ms >= state.minute.end_ms:  # flat so far, at a price that nobody knows
+            state.missing.add(state.minute.open_ms, MINUTE.floor(trade.time_ms) - MINUTE_MS)
+        if known:
+            self._keep_gaps(state, [*state.gaps, _Gap(resume_id, trade.id, NEVER_MS, NEVER_MS)])
 
     def _prove(self, state: SymbolState, facts: Facts) -> None:
-        """Clear what liveness alone made suspect: the ids show that nothing was missed."""
+        """Clear what was suspect for want of proof: nothing was missed since the last loss."""
         state.live_since_ms = min(state.live_since_ms, state.trusted_since_ms)
-        state.lost_ms = NEVER_MS
-        if state.doubt_from_ms < self.minute_ms:
-            self._clear(state, state.doubt_from_ms, self.minute_ms - MINUTE_MS, facts)
+        proven, state.doubtful = state.doubtful, Spans()
+        for first_ms, last_ms in proven:
+            whole_ms = max(first_ms, MINUTE.floor(state.live_since_ms + MINUTE_MS - 1))
+            if first_ms < whole_ms:
+                state.missing.add(first_ms, min(last_ms, whole_ms - MINUTE_MS))
+            self._clear(state, whole_ms, last_ms, facts)
 
-    def _open_gap(self, state: SymbolState, gap: _Gap, facts: Facts) -> None:
-        state.gaps.append(gap)
-        del state.gaps[:-GAPS_MAX]
-        first_ms = MINUTE.floor(gap.from_ms)
-        if first_ms < self.minute_ms:
-            last_ms = min(MINUTE.floor(gap.to_ms), self.minute_ms - MINUTE_MS)
-            self._doubt(state, first_ms, last_ms, facts)
-        text = f"{len(gap.ids)} trades missing"
-        facts.events.append(Event(gap.to_ms, "gap", state.symbol, text))
+    def _give_up_doubt(self, state: SymbolState) -> None:
+        """Leave to repair what no trade can prove any more."""
+        for first_ms, last_ms in state.doubtful:
+            state.missing.add(first_ms, last_ms)
+        state.doubtful = Spans()
 
-    def _fill_gap(self, state: SymbolState, trade_id: int, facts: Facts) -> bool:
-        """Take an older id out of the gap it belongs to. False where it was seen before."""
-        for gap in state.gaps:
-            if trade_id not in gap.ids:
-                continue
-            missing = set(gap.ids)
-            missing.discard(trade_id)
-            gap.ids = missing
-            if not missing:
-                state.gaps.remove(gap)
-                first_ms = MINUTE.floor(gap.from_ms)
-                last_ms = min(MINUTE.floor(gap.to_ms), self.minute_ms - MINUTE_MS)
-                self._clear(state, first_ms, last_ms, facts)
-            return True
-        return False
+    def _open_gap(self, state: SymbolState, first_id: int, trade: Trade, facts: Facts) -> None:
+        """Note that the ids from `first_id` up to this trade's were not seen under a live feed."""
+        if trade.id - first_id > JUMP_MAX:
+            self._renumber(state, trade, facts)
+            return
+        from_ms = min(state.last_trade_ms or trade.time_ms, trade.time_ms)
+        to_ms = max(state.last_trade_ms, trade.time_ms)
+        gap = _Gap(first_id, trade.id, from_ms, to_ms)
+        self._keep_gaps(state, [*state.gaps, gap])
+        first_ms, last_ms = gap.minutes()
+        self._doubt(state, first_ms, last_ms, facts)
+        text = f"{trade.id - first_id} trades missing"
+        facts.events.append(Event(trade.time_ms, "gap", state.symbol, text))
+
+    def _keep_gaps(self, state: SymbolState, gaps: list[_Gap]) -> None:
+        """Remember the newest gaps; leave the minutes of older ones to repair."""
+        for gap in gaps[:-GAPS_MAX]:
+            if gap.dated:
+                state.missing.add(*gap.minutes())
+        state.gaps = gaps[-GAPS_MAX:]
+
+    def _renumber(self, state: SymbolState, trade: Trade, facts: Facts) -> None:
+        """Start over from a trade whose id cannot be compared with the ids before it."""
+        self._give_up_doubt(state)
+        state.trusted_since_ms = trade.time_ms
+        from_ms = min(state.last_trade_ms or trade.time_ms, trade.time_ms)
+        to_ms = max(state.last_trade_ms, trade.time_ms)
+        self._miss(state, MINUTE.floor(from_ms), MINUTE.floor(to_ms), facts)
+        text = f"the numbering broke: {trade.id} after {max(state.next_id, state.resume_id) - 1}"
+        facts.events.append(Event(trade.time_ms, "gap", state.symbol, text))
+
+    def _fill_gap(self, state: SymbolState, trade: Trade, facts: Facts) -> bool:
+        """Take an older id out of the gap it belongs to. False where it is in none."""
+        gap = next((gap for gap in state.gaps if gap.first_id <= trade.id < gap.end_id), None)
+        if gap is None:
+            return False
+        open_ms = MINUTE.floor(trade.time_ms)
+        if open_ms < self.minute_ms and all(held.open_ms != open_ms for held in state.held):
+            if state.suspects.holds(open_ms):
+                # This trade will not get into its bar, nor its price into the flat ones after.
+                last_ms = MINUTE.floor(gap.to_ms) - MINUTE_MS if gap.dated else open_ms
+                state.missing.add(open_ms, max(open_ms, last_ms))
+            elif not gap.dated and open_ms >= state.live_since_ms:
+                self._miss(state, open_ms, open_ms, facts)
+        at_ms = min(max(trade.time_ms, gap.from_ms), gap.to_ms)
+        lower = _Gap(gap.first_id, trade.id, gap.from_ms, at_ms)
+        upper = _Gap(trade.id + 1, gap.end_id, at_ms, gap.to_ms)
+        pieces = [piece for piece in (lower, upper) if piece.first_id < piece.end_id]
+        index = state.gaps.index(gap)
+        self._keep_gaps(state, [*state.gaps[:index], *pieces, *state.gaps[index + 1 :]])
+        if gap.dated:
+            self._clear(state, *gap.minutes(), facts)
+        return True
 
     def _apply_late(self, state: SymbolState, trade: Trade, facts: Facts) -> None:
         """Restate the sealed minute of a late trade, or call it suspect where it is not held."""
@@ -368,7 +464,13 @@ class Shard:
                     restated.source = Source.TRADES
                 self._restate(state, held, restated, facts)
                 return
-        self._doubt(state, open_ms, open_ms, facts)
+        if trade.id + 1 not in (state.next_id, state.resume_id):
+            return  # it filled a gap, whose minutes are suspect already
+        last_ms = open_ms
+        if open_ms >= max(state.traded_ms, state.official_ms):
+            last_ms = self.minute_ms - MINUTE_MS  # all since was flat, but not at this price
+            self._reprice(state, open_ms, trade.price, facts)
+        self._miss(state, open_ms, last_ms, facts)
 
     # -- The tick ------------------------------------------------------------------------------
 
@@ -402,12 +504,14 @@ class Shard:
         counts.sealed += 1
         if bar.source == Source.SUSPECT:
             counts.suspect += 1
-            state.suspects.add(bar.open_ms, bar.open_ms)
+            _suspect(state, bar.open_ms, bar.open_ms)
         elif bar.source == Source.FLAT:
             counts.flat += 1
         self._hold(state, bar)
         price = bar.close
         traded = bar.count
+        if traded:
+            state.traded, state.traded_ms = bar, bar.open_ms
         for longer in state.longer:
             running = longer.bar
             if traded:
@@ -428,13 +532,32 @@ class Shard:
 
     def _judge(self, state: SymbolState, bar: Bar) -> Source:
         """Decide whether a minute can be vouched for, at the moment when it is sealed."""
-        if bar.open_ms < state.live_since_ms or bar.end_ms > state.lost_ms:
-            state.doubt_from_ms = min(state.doubt_from_ms, bar.open_ms)
+        if bar.end_ms <= state.onboard_ms:
+            return Source.FLAT  # the clock was late when the symbol was listed
+        if self._unproven(state, bar):
+            in_doubt = state.next_id == _IN_DOUBT
+            (state.doubtful if in_doubt else state.missing).add(bar.open_ms, bar.open_ms)
             return Source.SUSPECT
-        for gap in state.gaps:
-            if gap.from_ms < bar.end_ms and gap.to_ms >= bar.open_ms:
-                return Source.SUSPECT
+        if self._incomplete(state, bar):
+            return Source.SUSPECT
         return Source.TRADES if bar.count else Source.FLAT
+
+    def _unproven(self, state: SymbolState, bar: Bar) -> bool:
+        """Whether nobody watched all of a minute, or its flat price is that of before a loss."""
+        live_since_ms = state.live_since_ms
+        if bar.open_ms < live_since_ms or bar.end_ms > state.lost_ms:
+            return True
+        if bar.count or state.next_id != _IN_DOUBT:
+            return False
+        return max(state.last_trade_ms, state.official_ms + MINUTE_MS) < live_since_ms
+
+    def _incomplete(self, state: SymbolState, bar: Bar) -> bool:
+        """Whether ids say that trades of a minute are missing."""
+        if state.missing and state.missing.holds(bar.open_ms):
+            return True
+        if not state.gaps:
+            return False
+        return any(gap.from_ms < bar.end_ms and gap.to_ms >= bar.open_ms for gap in state.gaps)
 
     def _next_minute(self, state: SymbolState, open_ms: int, price: Decimal) -> Bar:
         if state.ahead:
@@ -451,12 +574,12 @@ class Shard:
             oldest = held.pop(0)
             if oldest.source == Source.SUSPECT and oldest.count:
                 state.partials[oldest.open_ms] = oldest
-            if state.gaps:
-                state.gaps = [gap for gap in state.gaps if gap.to_ms >= held[0].open_ms]
 
     def _freeze(self, state: SymbolState, facts: Facts) -> None:
         """Seal a symbol that has ended, with what its longer bars hold, and let it go."""
         for longer in state.longer:
+            if longer.bar.open_ms >= self.minute_ms:
+                continue  # it would have begun with the end
             bar = longer.bar.copy()
             bar.source = self._source_of_longer(state, bar, longer.unofficial_minutes)
             facts.sealed.append(BarFact(state.symbol, longer.interval.name, bar))
@@ -489,7 +612,7 @@ class Shard:
                 state.trusted_since_ms = state.live_since_ms
             first_ms = MINUTE.floor(lost_ms)
             if first_ms < self.minute_ms:
-                state.doubt_from_ms = min(state.doubt_from_ms, first_ms)
+                state.doubtful.add(first_ms, self.minute_ms - MINUTE_MS)
                 self._doubt(state, first_ms, self.minute_ms - MINUTE_MS, facts)
         return facts
 
@@ -515,116 +638,189 @@ class Shard:
                     continue
                 official = minute.copy()
                 official.source = Source.OFFICIAL
-                if state is None or minute.open_ms < state.onboard_ms - MINUTE_MS:
+                if state is None or minute.open_ms < MINUTE.floor(state.onboard_ms):
                     facts.restated.append(BarFact(symbol, MINUTE.name, official))
                     self.bars.restated += 1
                     self.bars.official += 1
-                    continue
-                old = self._old_minute(state, official, replaced.get(official.open_ms))
-                if old is not None:
-                    self.bars.official += 1
-                    state.suspects.remove(official.open_ms, official.open_ms)
-                    self._restate(state, old, official, facts)
+                else:
+                    self._replace_minute(state, official, replaced.get(minute.open_ms), facts)
         finally:
             decimal.setcontext(before)
         return facts
 
-    def _old_minute(self, state: SymbolState, official: Bar, stored: Bar | None) -> Bar | None:
-        """Return what the longer bars were given for this minute, or None: then it is official.
+    def _replace_minute(
+        self, state: SymbolState, official: Bar, stored: Bar | None, facts: Facts
+    ) -> None:
+        """Put one official minute in the place of what is there, unless that is official too.
 
-        A suspect minute that is not held any more was empty, unless it is among the partials.
+        A suspect minute that is not kept anywhere gave nothing to longer bars, unless it is
+        among the unknown: then only `stored` can tell what it gave.
         """
         open_ms = official.open_ms
-        for held in state.held:
-            if held.open_ms == open_ms:
-                return None if held.source == Source.OFFICIAL else held
-        if state.suspects.holds(open_ms):
-            partial = state.partials.pop(open_ms, None)
-            return partial or newborn(open_ms, official.end_ms, official.open)
-        return None if stored is None or stored.source == Source.OFFICIAL else stored
+        suspect = state.suspects.holds(open_ms)
+        held = next((held for held in state.held if held.open_ms == open_ms), None)
+        old = held or state.partials.pop(open_ms, None)
+        if old is None and suspect and not state.unknown.holds(open_ms):
+            old = newborn(open_ms, official.end_ms, official.open)
+        old = old or stored
+        if old is not None and old.source == Source.OFFICIAL:
+            old = None
+        if old is None and not suspect:
+            return
+        self.bars.official += 1
+        for spans in (state.suspects, state.doubtful, state.missing, state.unknown):
+            spans.remove(open_ms, open_ms)
+        self._restate(state, old, official, facts)
 
-    def _restate(self, state: SymbolState, old: Bar, new: Bar, facts: Facts) -> None:
+    def _restate(self, state: SymbolState, old: Bar | None, new: Bar, facts: Facts) -> None:
         """Exchange a sealed minute, wherever the memory holds it, for its restatement."""
         facts.restated.append(BarFact(state.symbol, MINUTE.name, new))
         self.bars.restated += 1
         for index, held in enumerate(state.held):
             if held.open_ms == new.open_ms:
                 state.held[index] = new
-                if index == len(state.held) - 1:
-                    self._move_close(state, held.close, new.close)
-        turned_official = (new.source == Source.OFFICIAL) - (old.source == Source.OFFICIAL)
+        if new.open_ms == state.traded_ms or (new.open_ms > state.traded_ms and new.count):
+            state.traded, state.traded_ms = new, new.open_ms
+        for longer in state.longer:
+            self._restate_longer(state, longer, old, new, facts)
+        if new.source == Source.OFFICIAL:
+            state.official_ms = max(state.official_ms, new.open_ms)
+        self._reprice(state, new.open_ms, new.close, facts)
+
+    def _restate_longer(
+        self, state: SymbolState, longer: _Longer, old: Bar | None, new: Bar, facts: Facts
+    ) -> None:
+        """Exchange a minute in the running bar of one interval, or in the one sealed before."""
+        turned_official = (new.source == Source.OFFICIAL) - (
+            old is not None and old.source == Source.OFFICIAL
+        )
+        previous = longer.previous
+        if longer.bar.open_ms <= new.open_ms:
+            exact = old is not None and longer.bar.replace(old, new)
+            longer.unofficial_minutes -= turned_official
+            if not exact:
+                text = f"{longer.interval.name} needs its official bar"
+                facts.events.append(Event(new.open_ms, "inexact", state.symbol, text))
+        elif previous is not None and previous.open_ms <= new.open_ms < previous.end_ms:
+            restated = previous.copy()
+            longer.previous = restated
+            longer.previous_unofficial_minutes -= turned_official
+            if old is None or not restated.replace(old, new):
+                longer.previous = None  # the store has its minutes, and makes it from them
+                return
+            restated.source = self._source_of_longer(
+                state, restated, longer.previous_unofficial_minutes
+            )
+            facts.restated.append(BarFact(state.symbol, longer.interval.name, restated))
+            self.bars.restated += 1
+
+    def _reprice(self, state: SymbolState, from_ms: int, price: Decimal, facts: Facts) -> None:
+        """Carry the close of a restated minute into the flat bars after it, up to the next trade.
+
+        Flat minutes that are not held are suspect themselves where this price is news.
+        """
+        newest = from_ms >= max(state.traded_ms, state.official_ms)
+        if not newest and (not state.held or from_ms < state.held[0].open_ms):
+            return
+        stop_ms = NEVER_MS
+        for index, held in enumerate(state.held):
+            if held.open_ms <= from_ms:
+                continue
+            if held.count or held.source == Source.OFFICIAL:
+                stop_ms = held.open_ms
+                break
+            if held.close != price:
+                state.held[index] = _flat_at(held, price)
+                facts.restated.append(BarFact(state.symbol, MINUTE.name, state.held[index]))
+                self.bars.restated += 1
         for longer in state.longer:
             previous = longer.previous
-            if longer.bar.open_ms <= new.open_ms:
-                exact = longer.bar.replace(old, new)
-                longer.unofficial_minutes -= turned_official
-            elif previous is not None and previous.open_ms <= new.open_ms < previous.end_ms:
-                restated = previous.copy()
-                exact = restated.replace(old, new)
-                longer.previous_unofficial_minutes -= turned_official
-                restated.source = self._source_of_longer(
-                    state, restated, longer.previous_unofficial_minutes
-                )
-                longer.previous = restated
-                facts.restated.append(BarFact(state.symbol, longer.interval.name, restated))
-                self.bars.restated += 1
-            else:
+            if previous is None or previous.count or previous.close == price:
                 continue
-            if not exact:
-                facts.events.append(
-                    Event(
-                        new.open_ms,
-                        "inexact",
-                        state.symbol,
-                        f"{longer.interval.name} needs its official bar",
-                    )
-                )
+            if from_ms < previous.end_ms <= stop_ms:
+                longer.previous = _flat_at(previous, price)
+                facts.restated.append(BarFact(state.symbol, longer.interval.name, longer.previous))
+                self.bars.restated += 1
+        if newest:
+            state.last_close = price
+            for bar in (state.minute, *(longer.bar for longer in state.longer)):
+                if not bar.count:
+                    bar.open = bar.high = bar.low = bar.close = price
 
-    def _move_close(self, state: SymbolState, old: Decimal, new: Decimal) -> None:
-        """Carry a restated close into the bars that open with it and have no trade yet."""
-        state.last_close = new
-        empty = [
-            bar for bar in (state.minute, *(longer.bar for longer in state.longer)) if not bar.count
-        ]
-        for bar in empty:
-            if bar.close == old:
-                bar.open = bar.high = bar.low = bar.close = new
+    # -- Doubting and clearing -----------------------------------------------------------------
+
+    def _miss(self, state: SymbolState, first_ms: int, last_ms: int, facts: Facts) -> None:
+        """Leave minutes to repair, sealed or not."""
+        state.missing.add(first_ms, last_ms)
+        self._doubt(state, first_ms, last_ms, facts)
 
     def _doubt(self, state: SymbolState, first_ms: int, last_ms: int, facts: Facts) -> None:
-        """Call sealed minutes suspect after the fact."""
-        state.suspects.add(first_ms, last_ms)
-        facts.doubted.append(MinuteSpan(state.symbol, first_ms, last_ms))
-        self._relabel(state, first_ms, last_ms, Source.SUSPECT)
-
-    def _clear(self, state: SymbolState, first_ms: int, last_ms: int, facts: Facts) -> None:
-        """Call sealed suspect minutes right after the fact."""
+        """Call those of these minutes suspect that are sealed already."""
+        last_ms = min(last_ms, self.minute_ms - MINUTE_MS)
         if first_ms > last_ms:
             return
-        state.suspects.remove(first_ms, last_ms)
-        facts.proven.append(MinuteSpan(state.symbol, first_ms, last_ms))
-        for open_ms in [open_ms for open_ms in state.partials if first_ms <= open_ms <= last_ms]:
-            del state.partials[open_ms]
-        self._relabel(state, first_ms, last_ms, None)
+        _suspect(state, first_ms, last_ms)
+        facts.proven = _without(facts.proven, state.symbol, first_ms, last_ms)
+        facts.doubted.append(MinuteSpan(state.symbol, first_ms, last_ms))
+        self._relabel(state, first_ms, last_ms, facts)
 
-    def _relabel(
-        self, state: SymbolState, first_ms: int, last_ms: int, source: Source | None
-    ) -> None:
+    def _clear(self, state: SymbolState, first_ms: int, last_ms: int, facts: Facts) -> None:
+        """Call those of these minutes right for which no reason to doubt is left."""
+        last_ms = min(last_ms, self.minute_ms - MINUTE_MS)
+        if first_ms > last_ms:
+            return
+        clear = Spans()
+        clear.add(first_ms, last_ms)
+        for spans in (state.missing, state.doubtful):
+            for span in spans:
+                clear.remove(*span)
+        for gap in state.gaps:
+            if gap.dated:
+                clear.remove(*gap.minutes())
+        for first_ms, last_ms in clear:
+            state.suspects.remove(first_ms, last_ms)
+            state.unknown.remove(first_ms, last_ms)
+            for open_ms in [x for x in state.partials if first_ms <= x <= last_ms]:
+                del state.partials[open_ms]
+            facts.doubted = _without(facts.doubted, state.symbol, first_ms, last_ms)
+            facts.proven.append(MinuteSpan(state.symbol, first_ms, last_ms))
+            self._relabel(state, first_ms, last_ms, facts)
+
+    def _relabel(self, state: SymbolState, first_ms: int, last_ms: int, facts: Facts) -> None:
         """Give held minutes and sealed longer bars the source that now holds for them."""
         for index, held in enumerate(state.held):
             if first_ms <= held.open_ms <= last_ms and held.source != Source.OFFICIAL:
                 relabelled = held.copy()
-                relabelled.source = source or (Source.TRADES if held.count else Source.FLAT)
+                suspect = state.suspects.holds(held.open_ms)
+                relabelled.source = combined_source(held.count, suspect, official=False)
                 state.held[index] = relabelled
         for longer in state.longer:
             previous = longer.previous
             if previous is not None and previous.open_ms <= last_ms and previous.end_ms > first_ms:
-                relabelled = previous.copy()
-                relabelled.source = self._source_of_longer(
-                    state, previous, longer.previous_unofficial_minutes
-                )
-                longer.previous = relabelled
+                source = self._source_of_longer(state, previous, longer.previous_unofficial_minutes)
+                if source != previous.source:
+                    longer.previous = previous.copy()
+                    longer.previous.source = source
+                    facts.restated.append(
+                        BarFact(state.symbol, longer.interval.name, longer.previous)
+                    )
 
     # -- Reading -------------------------------------------------------------------------------
+
+    def newborn_bars(self) -> list[BarFact]:
+        """Return the bars that the last tick opened, as of the newest trade."""
+        facts = []
+        open_ms = self.minute_ms
+        for state in self.states.values():
+            minute = self._open_minute(state)
+            facts.append(BarFact(state.symbol, MINUTE.name, minute))
+            for longer in state.longer:
+                if longer.bar.open_ms == open_ms:
+                    # It holds nothing but the running minute, so it is that minute, but longer.
+                    bar = minute.copy()
+                    bar.end_ms = longer.bar.end_ms
+                    facts.append(BarFact(state.symbol, longer.interval.name, bar))
+        return facts
 
     def open_bars(self) -> list[BarFact]:
         """Return the running bars of all symbols and intervals, as of the newest trade."""
@@ -633,22 +829,26 @@ class Shard:
         decimal.setcontext(EXACT)
         try:
             for state in self.states.values():
-                minute = state.minute.copy()
-                minute.source = Source.TRADES if minute.count else Source.FLAT
-                if self._unvouched(state, minute):
-                    minute.source = Source.SUSPECT
+                minute = self._open_minute(state)
                 facts.append(BarFact(state.symbol, MINUTE.name, minute))
                 for longer in state.longer:
                     bar = longer.bar.copy()
                     bar.absorb(minute)
                     bar.source = self._source_of_longer(state, bar, 1 + longer.unofficial_minutes)
+                    if minute.source == Source.SUSPECT:
+                        bar.source = Source.SUSPECT
                     facts.append(BarFact(state.symbol, longer.interval.name, bar))
         finally:
             decimal.setcontext(before)
         return facts
 
-    def _unvouched(self, state: SymbolState, minute: Bar) -> bool:
-        return minute.open_ms < state.live_since_ms or state.lost_ms < NEVER_MS
+    def _open_minute(self, state: SymbolState) -> Bar:
+        """Return a copy of the running minute with the source it would have if it ended now."""
+        minute = state.minute.copy()
+        minute.source = Source.TRADES if minute.count else Source.FLAT
+        if self._unproven(state, minute) or self._incomplete(state, minute):
+            minute.source = Source.SUSPECT
+        return minute
 
     def _source_of_longer(self, state: SymbolState, bar: Bar, unofficial_minutes: int) -> Source:
         suspect = bool(state.suspects) and state.suspects.meets(bar.open_ms, bar.end_ms)
@@ -662,6 +862,11 @@ class Shard:
         next_id = state.resume_id if state.next_id == _IN_DOUBT else state.next_id
         unsealed = (state.minute, *state.ahead.values())
         next_id = min([next_id, *(bar.first for bar in unsealed if bar.count)])
+        for gap in state.gaps:
+            if gap.dated and gap.to_ms >= self.minute_ms:
+                next_id = min(next_id, gap.first_id)
+        if state.missing.meets(self.minute_ms, NEVER_MS):
+            next_id = UNKNOWN_ID
         suspects = Spans(list(state.suspects))
         partials = [bar for bar in state.held if bar.source == Source.SUSPECT and bar.count]
         phase_ms = next((x.interval.phase_ms for x in state.longer if x.interval.name == "3d"), 0)
@@ -679,3 +884,56 @@ class Shard:
             suspects=tuple(suspects),
             partials=(*state.partials.values(), *partials),
         )
+
+
+def _suspect(state: SymbolState, first_ms: int, last_ms: int) -> None:
+    """Add sealed minutes to the suspects; keep, or at least note, what they gave to longer bars.
+
+    Minutes that are held need no care, minutes after the newest trade are empty, and suspects of
+    before were taken care of then. A minute that is official already is no suspect.
+    """
+    held_from_ms = state.held[0].open_ms if state.held else state.minute.open_ms
+    unkept = Spans()
+    unkept_last_ms = min(last_ms, held_from_ms - MINUTE_MS, state.traded_ms)
+    if first_ms <= unkept_last_ms:
+        unkept.add(first_ms, unkept_last_ms)
+    for span in state.suspects:
+        unkept.remove(*span)
+    traded = state.traded
+    if traded is not None and unkept.holds(traded.open_ms):
+        unkept.remove(traded.open_ms, traded.open_ms)
+        state.partials[traded.open_ms] = traded
+    blurred = state.suspects.add(first_ms, last_ms)
+    if blurred is not None:
+        unkept.add(*blurred)
+    for span in unkept:
+        state.unknown.add(*span)
+    for bar in (*state.held, traded):
+        if bar is not None and bar.source == Source.OFFICIAL:
+            state.suspects.remove(bar.open_ms, bar.open_ms)
+
+
+def _decides(state: SymbolState, trade: Trade) -> bool:
+    """Whether this trade, or one before it, was made while the feed of its symbol was live."""
+    newest_ms = max(trade.time_ms, state.last_trade_ms)
+    return state.lost_ms == NEVER_MS and newest_ms >= state.live_since_ms
+
+
+def _flat_at(bar: Bar, price: Decimal) -> Bar:
+    """Return a bar without trades at another price."""
+    flat = newborn(bar.open_ms, bar.end_ms, price)
+    flat.source = bar.source
+    return flat
+
+
+def _without(spans: list[MinuteSpan], symbol: str, first_ms: int, last_ms: int) -> list[MinuteSpan]:
+    """Return the spans less some minutes of one symbol: what is said last of a minute holds."""
+    kept = []
+    for span in spans:
+        if span.symbol != symbol:
+            kept.append(span)
+            continue
+        rest = Spans([(span.first_ms, span.last_ms)])
+        rest.remove(first_ms, last_ms)
+        kept.extend(MinuteSpan(symbol, *piece) for piece in rest)
+    return kept

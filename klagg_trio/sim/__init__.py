@@ -1,0 +1,1 @@
+"""The exchange simulator: seeded market, its own naive klines, REST, websocket, faults."""

@@ -165,11 +165,14 @@ class History:
             known = self._days[open_ms] = join(hours, hours[0].open)
         return known
 
+    def minute(self, open_ms: int) -> Part:
+        """Return the bar of one minute."""
+        within_ms = open_ms % HOUR_MS
+        return self.minutes(open_ms - within_ms)[within_ms // MINUTE_MS]
+
     def close_before(self, minute_ms: int) -> int:
-        """Return the last price before a minute."""
-        before_ms = minute_ms - MINUTE_MS
-        hour_ms = before_ms - before_ms % HOUR_MS
-        return self.minutes(hour_ms)[(before_ms - hour_ms) // MINUTE_MS].close
+        """Return the last price before a minute, the first one known where there is none."""
+        return self.minute(max(minute_ms - MINUTE_MS, self._first_hour_ms)).close
 
     def parts(self, first_ms: int, end_ms: int) -> list[Part]:
         """Return disjoint bars that make up a span of whole minutes, as few as possible."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
-from decimal import Decimal
+from decimal import Context, Decimal, Inexact, InvalidOperation
 from typing import Final, NamedTuple
 
 MINUTE_MS: Final = 60_000
@@ -35,6 +35,9 @@ SHORT_MS: Final = {
 
 INTERVALS: Final = (*SHORT_MS, "3d", "1w", "1M")
 
+_WIDE: Final = Context(prec=60, traps=[Inexact, InvalidOperation])
+"""Placing a point is exact; anything else here is a bug."""
+
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 MARKET: Final = "MARKET"
@@ -55,7 +58,7 @@ class RawTrade(NamedTuple):
 class Part(NamedTuple):
     """What a bar holds, without its times. `count` 0 means flat at the previous close."""
 
-    count: int
+    count: int  # type: ignore[assignment]  # hides tuple.count, which nobody needs here
     open: int
     high: int
     low: int
@@ -77,7 +80,7 @@ class Kline(NamedTuple):
     volume: Decimal
     close_time: int
     quote_volume: Decimal
-    count: int
+    count: int  # type: ignore[assignment]  # hides tuple.count, which nobody needs here
     taker_buy_volume: Decimal
     taker_buy_quote_volume: Decimal
 
@@ -195,7 +198,7 @@ def kline_of(part: Part, span: tuple[int, int], decimals: tuple[int, int]) -> Kl
 
 
 def _exact(value: int, decimals: int) -> Decimal:
-    return Decimal((0, tuple(map(int, str(value))), -decimals))
+    return Decimal(value).scaleb(-decimals, _WIDE)
 
 
 def row_text(part: Part, span: tuple[int, int], decimals: tuple[int, int]) -> str:

@@ -1,4 +1,4 @@
-"""The seeded market: raw trades, the aggregates made from them, and what each contract lives through.
+"""The seeded market: raw trades, the aggregates made from them, and the life of each contract.
 
 Theory of operation: a `Tape` writes the raw trades of one instrument minute by minute, always a
 little ahead of time and always in the same order of random draws, so a market depends on its seed
@@ -108,7 +108,7 @@ class SimOptions:
     warm_minutes: int = 3
     """Whole minutes of raw trades before the start, for aggTrades."""
     three_day_phase_ms: int = 86_400_000
-    aggregates_kept: int = 5_000
+    aggregates_kept: int = 3_000
     """For each symbol, for aggTrades."""
     step_ms: int = 100
     """The pump pushes events in steps of at least this, simulated."""
@@ -150,10 +150,12 @@ class Tape:
         self._run: list[RawTrade] = []
         """Fills of the aggregate that is still open."""
         self._close = self._first_close()
-        self._mid = self._close
+        self._mid = self._anchor = self._close
         self._raw_id = self._rng.randrange(10**8, 10**9)
         self._aggregate_id = self._rng.randrange(10**7, 10**8)
         self._event_ms = 0
+        self._day = flat(self._close)
+        self._day_until_ms = 0
 
     def _first_close(self) -> int:
         if self._history is None:
@@ -191,7 +193,7 @@ class Tape:
         stride = max(1, self._mid // tick // 9_000) * tick
         worth = _QUOTE_WORTH * 10 ** (instrument.price_precision + instrument.quantity_precision)
         common = max(1.0, worth / self._mid)
-        rise = 0.5 - max(-0.3, min(0.3, (self._mid / instrument.price - 1) * 4))
+        rise = 0.5 - max(-0.2, min(0.2, (self._mid / self._anchor - 1) * 2))
         mid, number, maker = self._mid, self._raw_id, random_() < 0.5
         trades: list[RawTrade] = []
         for time_ms in times:
@@ -231,9 +233,11 @@ class Tape:
             burst_ms = first_ms + int(rng.random() * length_ms)
             span_ms = min(3_000, end_ms - burst_ms)
             times.extend(burst_ms + int(rng.random() * span_ms) for _ in range(4 * count + 5))
-        for time_ms in times[:]:
-            if rng.random() < 0.35:
-                times.append(min(end_ms - 1, time_ms + int(rng.random() * WINDOW_MS)))
+        times += [
+            min(end_ms - 1, time_ms + int(rng.random() * WINDOW_MS))
+            for time_ms in times
+            if rng.random() < 0.35
+        ]
         times.sort()
         return times
 
@@ -307,6 +311,8 @@ class Tape:
 
     def part(self, first_ms: int, end_ms: int, now_ms: int) -> Part:
         """Return the bar over whole minutes from `first_ms` to `end_ms`, as known at `now_ms`."""
+        if end_ms - first_ms == MINUTE_MS:
+            return self._minute(first_ms, now_ms)
         first_ms = max(first_ms, self.instrument.onboard_ms // MINUTE_MS * MINUTE_MS)
         parts: list[Part] = []
         live_ms = self.first_minute_ms
@@ -325,7 +331,20 @@ class Tape:
                 at_ms += MINUTE_MS
         if first_ms <= running_ms < end_ms and running_ms >= live_ms:
             parts.append(self._running(running_ms, now_ms))
-        return join(parts, self.close_before(first_ms))
+        for part in parts:
+            if part.count:
+                return join(parts, part.open)
+        return flat(self.close_before(first_ms))
+
+    def _minute(self, minute_ms: int, now_ms: int) -> Part:
+        """Return one minute, over or running."""
+        if minute_ms < self.first_minute_ms:
+            if self._history is None or minute_ms >= self._settled_ms():
+                return flat(self.close_before(minute_ms))
+            return self._history.minute(minute_ms)
+        if minute_ms + MINUTE_MS <= now_ms:
+            return self._written(minute_ms)
+        return self._running(minute_ms, now_ms)
 
     def _hour(self, hour_ms: int) -> Part:
         """Return an hour of written minutes that is over."""
@@ -336,9 +355,35 @@ class Tape:
             part = self._hours[hour_ms] = join(parts, self.close_before(hour_ms))
         return part
 
+    def day(self, now_ms: int) -> Part:
+        """Return the bar of the last 24 hours, in steps of a minute, without the running one."""
+        hour_ms, minute_ms = now_ms - now_ms % HOUR_MS, now_ms - now_ms % MINUTE_MS
+        if self._day_until_ms < hour_ms:
+            self._day = self.part(hour_ms - 23 * HOUR_MS, hour_ms, now_ms)
+            self._day_until_ms = hour_ms
+        at_ms = max(self._day_until_ms, self.first_minute_ms)
+        if self._day_until_ms < minute_ms:
+            parts = [self._day]
+            if self._day_until_ms < at_ms and self._history is not None:
+                parts += self._history.parts(self._day_until_ms, min(at_ms, self._settled_ms()))
+            parts += [self._written(each_ms) for each_ms in range(at_ms, minute_ms, MINUTE_MS)]
+            self._day = join(parts, self.close_before(minute_ms))
+            self._day_until_ms = minute_ms
+        return self._day
+
     def last_price(self, now_ms: int) -> int:
-        """Return the price of the last trade by `now_ms`."""
-        return self._running(now_ms - now_ms % MINUTE_MS, now_ms).close
+        """Return the last price published by `now_ms`, or what the contract starts from."""
+        if self.published:
+            return self.published[-1].price
+        return self.close_before(now_ms - now_ms % MINUTE_MS)
+
+    def raw_ids(self, count: int, now_ms: int) -> tuple[int, int]:
+        """Return about what the first raw id of the last `count` trades is, and the last one."""
+        trades = self._raw[now_ms - now_ms % MINUTE_MS]
+        seen = bisect_right(trades, now_ms, key=lambda trade: trade.time_ms)
+        next_id = trades[0].id if trades else self._raw_id
+        last = trades[seen - 1].id if seen else next_id - 1
+        return last - max(count, 1) + 1, last
 
 
 class Market:
@@ -385,7 +430,7 @@ class Market:
             self._plan(Change(announced_ms, replace(fresh)))
             self._plan(Change(list_ms, replace(fresh, status="TRADING")))
         self._noise = random.Random(f"brackets/{options.seed}")
-        self._next_noise_ms = start_ms
+        self._plan_noise(start_ms)
         self.advance(start_ms)
 
     # -- Moving on ---------------------------------------------------------------------------
@@ -454,17 +499,22 @@ class Market:
         while self._changes and self._changes[0][0] <= now_ms:
             change = heapq.heappop(self._changes)[2]
             told = change.instrument
+            if change.brackets:
+                self._plan_noise(change.at_ms + 1)
+                instrument = self.instruments[told.number]
+                if instrument.status == "TRADING":
+                    changes.append(change._replace(instrument=replace(instrument)))
+                continue
             instrument = self.instruments[told.number]
             instrument.status, instrument.delivery_ms = told.status, told.delivery_ms
             self.current[told.symbol] = instrument
             changes.append(change)
-        while self._next_noise_ms <= now_ms:
-            if self.instruments:
-                instrument = self._noise.choice(self.instruments)
-                if instrument.status == "TRADING":
-                    changes.append(Change(self._next_noise_ms, replace(instrument), brackets=True))
-            self._next_noise_ms += 20_000 + self._noise.randrange(20_000)
         return changes
+
+    def _plan_noise(self, after_ms: int) -> None:
+        """Plan the next change of somebody's margin brackets: most contractInfo is that."""
+        at_ms = after_ms + 10_000 + self._noise.randrange(20_000)
+        self._plan(Change(at_ms, self._noise.choice(self.instruments), brackets=True))
 
     def delist(self, symbol: str, delivery_ms: int) -> Instrument:
         """End a contract: its date is told now, trading stops then, and it is settled.
@@ -512,10 +562,10 @@ class Market:
         Both times select on the open time, inclusive. Without a start the newest bars are meant.
         """
         now_ms, phase_ms = self.now_ms, self.options.three_day_phase_ms
-        if now_ms < tape.instrument.onboard_ms:
-            return []
         last_ms = now_ms if end_ms is None else min(end_ms, now_ms)
-        if last_ms < 0:
+        if now_ms < tape.instrument.onboard_ms or last_ms < 0:
+            return []
+        if start_ms is not None and start_ms > last_ms:
             return []
         first_open_ms = span_of(interval, tape.instrument.onboard_ms, phase_ms)[0]
         spans: list[tuple[int, int]] = []
@@ -539,9 +589,7 @@ class Market:
         decimals = tape.instrument.decimals
         return [row_text(part, span, decimals) for part, span in self._parts(tape, interval, spans)]
 
-    def klines(
-        self, tape: Tape, interval: str, spans: list[tuple[int, int]]
-    ) -> list[Kline]:
+    def klines(self, tape: Tape, interval: str, spans: list[tuple[int, int]]) -> list[Kline]:
         """Return klines with exact values."""
         decimals = tape.instrument.decimals
         return [kline_of(part, span, decimals) for part, span in self._parts(tape, interval, spans)]
@@ -550,4 +598,6 @@ class Market:
         self, tape: Tape, interval: str, spans: list[tuple[int, int]]
     ) -> list[tuple[Part, tuple[int, int]]]:
         now_ms = self.now_ms
-        return [(tape.part(first_ms, end_ms, now_ms), (first_ms, end_ms)) for first_ms, end_ms in spans]
+        return [
+            (tape.part(first_ms, end_ms, now_ms), (first_ms, end_ms)) for first_ms, end_ms in spans
+        ]

@@ -100,21 +100,24 @@ _KNOWN: Final = (
     _Kind("XRPDOM", 1_043.5, 1, 3),
 )
 
-_NAMES: Final = (
-    "LTC BCH DOT NEAR APT ARB OP SUI SEI TIA INJ WLD FIL ATOM ETC UNI AAVE MKR LDO CRV ICP HBAR "
-    "VET ALGO XLM EOS XTZ AXS SAND MANA GALA APE CHZ ENJ GMT FLOW DYDX IMX STX RUNE KAVA SNX COMP "
-    "ZEC DASH XMR NEO QTUM IOTA ONT ZIL BAT ZRX OMG KNC BAND RLC TRB RSR STORJ ANKR CELR HOT IOST "
-    "SKL CTSI LINA REEF OGN SFP ALICE CHR MTL DENT ONE ARPA AKRO LIT UNFI BEL CTK"
-).split()
+_NAMES: Final = """
+LTC BCH DOT NEAR APT ARB OP SUI SEI TIA INJ WLD FIL ATOM ETC UNI AAVE MKR LDO CRV ICP HBAR VET ALGO
+XLM EOS XTZ AXS SAND MANA GALA APE CHZ ENJ GMT FLOW DYDX IMX STX RUNE KAVA SNX COMP ZEC DASH XMR NEO
+QTUM IOTA ONT ZIL BAT ZRX OMG KNC BAND RLC TRB RSR STORJ ANKR CELR HOT IOST SKL CTSI LINA REEF OGN
+SFP ALICE CHR MTL DENT ONE ARPA AKRO LIT UNFI BEL CTK
+"""
 
 
 def _names() -> Iterator[str]:
     """Yield base assets without end: known ones, then made-up ones."""
-    yield from _NAMES
+    known = _NAMES.split()
+    yield from known
     for number in range(17_576):
         first, rest = divmod(number, 26 * 26)
         second, third = divmod(rest, 26)
-        yield f"K{chr(65 + first)}{chr(65 + second)}{chr(65 + third)}"
+        made_up = f"K{chr(65 + first)}{chr(65 + second)}{chr(65 + third)}"
+        if made_up not in known:
+            yield made_up
 
 
 def rates(count: int, total_per_minute: float) -> list[float]:
@@ -127,8 +130,7 @@ def rates(count: int, total_per_minute: float) -> list[float]:
 
     def with_power(power: float) -> list[float]:
         return [
-            BUSIEST_PER_MINUTE * math.exp(-depth * (rank / steps) ** power)
-            for rank in range(count)
+            BUSIEST_PER_MINUTE * math.exp(-depth * (rank / steps) ** power) for rank in range(count)
         ]
 
     low, high = 0.05, 20.0
@@ -231,7 +233,7 @@ def _others(rng: random.Random, number: int, start_ms: int) -> list[Instrument]:
     """Return what is not a live USDT perpetual."""
     today_ms = start_ms - start_ms % DAY_MS
     long_ago_ms = today_ms - 300 * DAY_MS
-    found = []
+    found: list[Instrument] = []
 
     def make(kind: _Kind, rate: float) -> Instrument:
         made = _instrument(number + len(found), kind, rng, onboard_ms=long_ago_ms, rate=rate)

@@ -1,0 +1,259 @@
+"""Recorded aggregate trades: the archive's csv files, and lists of JSON objects, as trades.
+
+What the exchange publishes differs by market and year: with and without a header line, seven
+columns or eight, `true` or `True`, milliseconds or, for spot from 2025 on, microseconds. Rows that
+the archive itself has struck out (price and quantity 0, or ids of -1) are skipped and counted.
+
+A chunk of csv becomes one JSON text by three replacements, and one decoder call makes the trades:
+half a microsecond a row. A chunk that is not plain in every respect is read line by line, by the
+same rules; that finds the line to complain about.
+"""
+
+from __future__ import annotations
+
+import gzip
+import re
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from decimal import Decimal
+from operator import attrgetter, le
+from pathlib import Path
+from typing import IO, ClassVar, Final, cast
+
+import msgspec
+
+from klagg_trio.core.errors import DamagedDataError, StoreError
+from klagg_trio.core.trade import Trade
+
+CHUNK_BYTES: Final = 1 << 20
+"""Some 13,000 rows: enough to make the cost of a chunk vanish, little enough for the caches."""
+
+MICROSECONDS_FROM: Final = 10**14
+"""A time above this is in microseconds: as milliseconds it would lie beyond the year 5000."""
+
+NUMBER_LENGTH_MAX: Final = 40
+"""As on the wire. The longest number seen has 20 characters."""
+
+_ZEROED: Final = bytes.maketrans(b"123456789.", b"0000000000")
+_TOO_LONG: Final = b"0" * (NUMBER_LENGTH_MAX + 1)
+_HEADER_START: Final = re.compile(rb"[A-Za-z_\"]")
+_ROW: Final = re.compile(
+    rb"(-?\d+),(\d+(?:\.\d+)?),(\d+(?:\.\d+)?),(-?\d+),(-?\d+),(\d+),(true|false)"
+    rb"(?:,(?:true|false))?",
+    re.IGNORECASE,
+)
+_COMPRESSED: Final = {b"\x1f\x8b": "gz", b"PK": "zip"}
+_TROUBLE: Final = (zipfile.BadZipFile, gzip.BadGzipFile, EOFError, zlib.error)
+
+
+class ArchiveTrade(msgspec.Struct, array_like=True, gc=False):
+    """One row, as `core.trade.Trade` wants it. The symbol is the class's: see `trade_class`."""
+
+    symbol: ClassVar[str] = ""
+    id: int
+    price: Decimal
+    quantity: Decimal
+    first_id: int
+    last_id: int
+    time_ms: int
+    buyer_is_maker: bool
+
+
+class _Info(msgspec.Struct):
+    """The exchange's own object within a client library's trade."""
+
+    id: int = msgspec.field(name="a")
+    price: str = msgspec.field(name="p")
+    quantity: str = msgspec.field(name="q")
+    first_id: int = msgspec.field(name="f")
+    last_id: int = msgspec.field(name="l")
+    time_ms: int = msgspec.field(name="T")
+    buyer_is_maker: bool = msgspec.field(name="m")
+
+
+class _Wrapped(msgspec.Struct):
+    info: _Info
+
+
+@dataclass(slots=True)
+class RowCounts:
+    """What became of the rows of one file."""
+
+    rows: int = 0
+    skipped: int = 0
+    """Struck out by the archive itself."""
+
+
+def trade_class(symbol: str) -> type[ArchiveTrade]:
+    """Return the class of one file's trades: a row does not repeat the symbol, nor need a trade."""
+    made: type[ArchiveTrade] = msgspec.defstruct(  # type: ignore[assignment]
+        "ArchiveTrade", [], bases=(ArchiveTrade,), namespace={"symbol": symbol}, gc=False
+    )
+    return made
+
+
+def read_batches(path: Path, symbol: str, counts: RowCounts) -> Iterator[list[Trade]]:
+    """Yield the trades of a file, in its order, in batches.
+
+    Raises DamagedDataError, with the line, for what cannot be read.
+    """
+    made = trade_class(symbol)
+    try:
+        with ExitStack() as stack:
+            source = _open(path, stack)
+            first = source.read(CHUNK_BYTES)
+            if first.lstrip()[:1] in (b"[", b"{"):
+                rows = _read_json(path, first + source.read(), made)
+                yield cast("list[Trade]", _clean(rows, counts))
+                return
+            for number, chunk in _whole_lines(source, first):
+                rows = _read_lines(path, number, chunk, made)
+                yield cast("list[Trade]", _clean(rows, counts))
+    except _TROUBLE as error:
+        raise DamagedDataError(f"{path} is cut short or damaged: {error}") from error
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _open(path: Path, stack: ExitStack) -> IO[bytes]:
+    """Open a file for reading, through whatever it was compressed with."""
+    raw = stack.enter_context(path.open("rb"))
+    kind = _COMPRESSED.get(raw.read(2))
+    raw.seek(0)
+    if kind == "gz":
+        return cast("IO[bytes]", stack.enter_context(gzip.open(raw)))
+    if kind != "zip":
+        return raw
+    folder = stack.enter_context(zipfile.ZipFile(raw))
+    names = [name for name in folder.namelist() if not name.endswith("/")]
+    if len(names) != 1:
+        raise DamagedDataError(f"{path} holds {len(names)} files; one of trades is expected")
+    return stack.enter_context(folder.open(names[0]))
+
+
+def _whole_lines(source: IO[bytes], first: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield chunks of whole lines without the header, each with the number of its first line."""
+    number, rest = 1, b""
+    chunk = first
+    if _HEADER_START.match(chunk):
+        chunk = chunk.partition(b"\n")[2]
+        number += 1
+    while chunk:
+        lines, newline, tail = (rest + chunk).rpartition(b"\n")
+        if newline:
+            yield number, lines
+            number += lines.count(b"\n") + 1
+        rest = tail
+        chunk = source.read(CHUNK_BYTES)
+    if rest:
+        yield number, rest
+
+
+def _read_lines(
+    path: Path, number: int, chunk: bytes, made: type[ArchiveTrade]
+) -> list[ArchiveTrade]:
+    """Read one chunk of rows: all at once where it is plain, else line by line."""
+    if b"\r" in chunk:
+        chunk = chunk.replace(b"\r\n", b"\n").removesuffix(b"\r")
+    text = chunk.replace(b"True", b"true").replace(b"False", b"false")
+    if _is_plain(text):
+        try:
+            return msgspec.json.decode(
+                b"[[" + text.replace(b"\n", b"],[") + b"]]",
+                type=list[made],  # type: ignore[valid-type]
+            )
+        except msgspec.MsgspecError:
+            pass  # line by line then
+    rows = []
+    for line in text.split(b"\n"):
+        if line:
+            rows.append(_read_line(path, number, line, made))
+        number += 1
+    return rows
+
+
+def _is_plain(text: bytes) -> bool:
+    """Whether rows hold just as many numbers and truth values as they should, and nothing else."""
+    zeroed = text.translate(_ZEROED)
+    letters = zeroed.translate(None, b"0,\n")
+    if letters.replace(b"true", b"").replace(b"false", b"") or _TOO_LONG in zeroed:
+        return False
+    lines = text.count(b"\n") + 1
+    return text.count(b",") in (6 * lines, 7 * lines)
+
+
+def _read_line(path: Path, number: int, line: bytes, made: type[ArchiveTrade]) -> ArchiveTrade:
+    """Read one row, looking at everything."""
+    match = _ROW.fullmatch(line)
+    if match is None or max(map(len, match.groups())) > NUMBER_LENGTH_MAX:
+        shown = line[:80].decode("utf-8", "replace")
+        raise DamagedDataError(
+            f"{path}: line {number} is no aggregate trade: {shown!r}; expected are"
+            " id, price, quantity, first id, last id, time, buyer is maker"
+        )
+    trade_id, price, quantity, first_id, last_id, time_ms, maker = match.groups()
+    return made(
+        int(trade_id),
+        Decimal(price.decode()),
+        Decimal(quantity.decode()),
+        int(first_id),
+        int(last_id),
+        int(time_ms),
+        maker.lower() == b"true",
+    )
+
+
+def _read_json(path: Path, text: bytes, made: type[ArchiveTrade]) -> list[ArchiveTrade]:
+    """Read a JSON list of the exchange's objects, bare or as `info` of a client library's."""
+    try:
+        try:
+            rows = [row.info for row in msgspec.json.decode(text, type=list[_Wrapped])]
+        except msgspec.ValidationError:
+            rows = msgspec.json.decode(text, type=list[_Info])
+    except msgspec.MsgspecError as error:
+        raise DamagedDataError(f"{path} is no list of aggregate trades: {error}") from error
+    return [_from_info(path, number, row, made) for number, row in enumerate(rows, 1)]
+
+
+def _from_info(path: Path, number: int, row: _Info, made: type[ArchiveTrade]) -> ArchiveTrade:
+    line = f"{row.id},{row.price},{row.quantity},{row.first_id},{row.last_id},{row.time_ms},"
+    line += str(row.buyer_is_maker)
+    return _read_line(path, number, line.encode(), made)
+
+
+_id: Final[Callable[[ArchiveTrade], int]] = attrgetter("id")
+_price: Final[Callable[[ArchiveTrade], Decimal]] = attrgetter("price")
+_quantity: Final[Callable[[ArchiveTrade], Decimal]] = attrgetter("quantity")
+_first_id: Final[Callable[[ArchiveTrade], int]] = attrgetter("first_id")
+_last_id: Final[Callable[[ArchiveTrade], int]] = attrgetter("last_id")
+_time_ms: Final[Callable[[ArchiveTrade], int]] = attrgetter("time_ms")
+
+
+def _clean(rows: list[ArchiveTrade], counts: RowCounts) -> list[ArchiveTrade]:
+    """Leave out rows that are struck out; turn microseconds into milliseconds."""
+    counts.rows += len(rows)
+    if not rows:
+        return rows
+    struck = (
+        min(map(_id, rows)) < 0
+        or min(map(_first_id, rows)) < 0
+        or not all(map(_price, rows))
+        or not all(map(_quantity, rows))
+        or not all(map(le, map(_first_id, rows), map(_last_id, rows)))
+    )
+    if struck:
+        kept = [row for row in rows if _counts(row)]
+        counts.skipped += len(rows) - len(kept)
+        rows = kept
+    if max(map(_time_ms, rows), default=0) >= MICROSECONDS_FROM:
+        for row in rows:
+            if row.time_ms >= MICROSECONDS_FROM:
+                row.time_ms //= 1000
+    return rows
+
+
+def _counts(row: ArchiveTrade) -> bool:
+    return row.id >= 0 <= row.first_id <= row.last_id and row.price > 0 and row.quantity > 0

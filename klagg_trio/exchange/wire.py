@@ -1,0 +1,610 @@
+"""Typed codec of the exchange's JSON: frames and REST bodies to exact values. No I/O.
+
+Theory of operation
+-------------------
+Numbers come from outside and become Decimals, and Decimal takes more than the exchange means:
+"NaN", "1_000", "1e999", " 5", digits of any script, ten thousand of them. So the *text* of each
+number must be plain (`PLAIN`) before a value made from it is used.
+
+Looking at each number would double the cost of a trade. `decode_trades` looks at *shapes* instead:
+the shape of a frame is its bytes with every digit turned into 0. Two frames of one shape differ in
+nothing but the values of digits, so if one has been looked at closely and found good, then so are
+the other's names, keys, nesting and number texts; what is left to test is what depends on values.
+Shapes that were found good are kept in `_good_shapes`, at most `SHAPES_MAX`. A chunk whose shapes
+are all good, which soon is nearly every chunk, is decoded by one call, and a newline between the
+frames cannot hide a broken frame: each line has been seen to be one whole object.
+
+Everything raised here for what the exchange sent is RemoteError.
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Annotated, Any, Final, TypeVar
+
+import msgspec
+
+from klagg_trio.core.bar import Bar, Source
+from klagg_trio.core.errors import RemoteError
+
+PLAIN: Final = re.compile(r"[0-9]+(\.[0-9]+)?")
+"""The only form of a number, all of the text."""
+
+NUMBER_LENGTH_MAX: Final = 40
+"""The longest number seen has 20 characters; exact sums of products hold 60 digits."""
+
+SYMBOL_LENGTH_MAX: Final = 40
+"""The longest symbol seen has 17 characters."""
+
+SHAPES_MAX: Final = 32_768
+"""500 symbols have some 9,000 shapes of 250 bytes; a full set is emptied and learnt anew."""
+
+TIME_MS_MAX: Final = 2**53 - 1
+"""The largest integer that JSON carries safely everywhere."""
+
+USD_M: Final = 1
+"""`st` of our market; 2 is coin-margined."""
+
+Id = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+TimeMs = Annotated[int, msgspec.Meta(gt=0, le=TIME_MS_MAX)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=TIME_MS_MAX)]
+
+_MALFORMED: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises for bytes that are not what they should be."""
+
+_ZEROED: Final = bytes.maketrans(b"123456789", b"000000000")
+_ASCII_LOWER: Final = {code: code + 32 for code in range(ord("A"), ord("Z") + 1)}
+
+T = TypeVar("T")
+
+
+# -- Trades: the hot path --------------------------------------------------------------------------
+
+
+class AggTrade(msgspec.Struct, gc=False):
+    """One aggTrade, as `core.trade.Trade` wants it. Holds no references, so the GC skips it."""
+
+    symbol: str = msgspec.field(name="s")
+    id: Id = msgspec.field(name="a")
+    price: Decimal = msgspec.field(name="p")
+    quantity: Decimal = msgspec.field(name="q")
+    first_id: Id = msgspec.field(name="f")
+    last_id: Id = msgspec.field(name="l")
+    time_ms: TimeMs = msgspec.field(name="T")
+    buyer_is_maker: bool = msgspec.field(name="m")
+    event_ms: TimeMs = msgspec.field(name="E")
+    """When the exchange sent it: for measuring delay, never for the bar."""
+    market: int = msgspec.field(name="st", default=USD_M)
+    """1 is USD-M, 2 is COIN-M."""
+
+
+@dataclass(slots=True)
+class Decoded:
+    """What one chunk of frames held."""
+
+    trades: list[AggTrade] = field(default_factory=list)
+    """In order of arrival."""
+    others: list[bytes] = field(default_factory=list)
+    """Frames that are no trades, for `decode_frame`."""
+    rejected: int = 0
+    """Trade frames that were refused."""
+    error: str = ""
+    """Why the last of them was."""
+
+
+class _TradeEnvelope(msgspec.Struct, gc=False):
+    data: AggTrade
+
+
+class _NumberTexts(msgspec.Struct, gc=False):
+    """The same trade, its numbers still text."""
+
+    symbol: str = msgspec.field(name="s")
+    price: str = msgspec.field(name="p")
+    quantity: str = msgspec.field(name="q")
+
+
+class _TextEnvelope(msgspec.Struct, gc=False):
+    stream: str
+    data: _NumberTexts
+
+
+class _StreamName(msgspec.Struct, gc=False):
+    stream: str = ""
+
+
+_trade_decoder = msgspec.json.Decoder(_TradeEnvelope)
+_text_decoder = msgspec.json.Decoder(_TextEnvelope)
+_stream_decoder = msgspec.json.Decoder(_StreamName)
+_good_shapes: set[bytes] = set()
+
+_price = operator.attrgetter("price")
+_quantity = operator.attrgetter("quantity")
+_first_id = operator.attrgetter("first_id")
+_last_id = operator.attrgetter("last_id")
+
+
+def decode_trades(frames: Sequence[bytes]) -> Decoded:
+    """Decode the frames of one chunk. Never raises: what is no good is counted, with the reason."""
+    joined = b"\n".join(frames)
+    shapes = joined.translate(_ZEROED).split(b"\n")
+    if len(shapes) == len(frames) and _good_shapes.issuperset(shapes):
+        trades = _decode_good(joined)
+        if trades is not None:
+            return Decoded(trades)
+    return _decode_mixed(frames)
+
+
+def _decode_good(lines: bytes) -> list[AggTrade] | None:
+    """Decode frames whose shapes are all good; None where the value of a number is not."""
+    try:
+        trades = [envelope.data for envelope in _trade_decoder.decode_lines(lines)]
+    except _MALFORMED:
+        return None
+    # A good shape has no sign, so whatever is not zero is above it.
+    good = (
+        all(map(_price, trades))
+        and all(map(_quantity, trades))
+        and all(map(operator.le, map(_first_id, trades), map(_last_id, trades)))
+    )
+    return trades if good else None
+
+
+def _decode_mixed(frames: Iterable[bytes]) -> Decoded:
+    """Sort out what is no trade or no good, learn new shapes, decode the rest."""
+    decoded = Decoded()
+    kept: list[bytes] = []
+    for frame in frames:
+        if _is_known(frame):
+            kept.append(frame)
+            continue
+        if not _is_trade(frame):
+            decoded.others.append(frame)
+            continue
+        try:
+            _decode_closely(frame)
+        except RemoteError as error:
+            decoded.rejected += 1
+            decoded.error = str(error)
+        else:
+            kept.append(frame)
+            _learn(frame)
+    if all(map(_is_known, kept)):
+        trades = _decode_good(b"\n".join(kept))
+        if trades is not None:
+            decoded.trades = trades
+            return decoded
+    for frame in kept:
+        try:
+            decoded.trades.append(_decode_closely(frame))
+        except RemoteError as error:
+            decoded.rejected += 1
+            decoded.error = str(error)
+    return decoded
+
+
+def _is_known(frame: bytes) -> bool:
+    return frame.translate(_ZEROED) in _good_shapes
+
+
+def _learn(frame: bytes) -> None:
+    """Keep the shape of a good frame.
+
+    Not where digits mean more than their value: after a backslash they are a character, and a
+    newline would be taken for the end of the frame.
+    """
+    if b"\\" in frame or b"\n" in frame:
+        return
+    if len(_good_shapes) >= SHAPES_MAX:
+        _good_shapes.clear()
+    _good_shapes.add(frame.translate(_ZEROED))
+
+
+def _is_trade(frame: bytes) -> bool:
+    """Whether a frame is meant to be a trade, good or not."""
+    if b"aggTrade" not in frame:
+        return False
+    try:
+        return _stream_decoder.decode(frame).stream.endswith("@aggTrade")
+    except _MALFORMED:
+        return frame.startswith(b'{"stream":') and b'@aggTrade"' in frame
+
+
+def _decode_closely(frame: bytes) -> AggTrade:
+    """Decode one trade, looking at everything."""
+    texts = _decoded(_text_decoder, frame, "aggTrade frame").data
+    _check_symbol(texts.symbol)
+    _check_number(texts.price, "price")
+    _check_number(texts.quantity, "quantity")
+    trade = _decoded(_trade_decoder, frame, "aggTrade frame").data
+    _check_trade(trade)
+    return trade
+
+
+def _check_trade(trade: AggTrade) -> None:
+    if not trade.price or not trade.quantity:
+        raise RemoteError(f"trade {trade.id} of {trade.symbol} has a price or quantity of zero")
+    if trade.last_id < trade.first_id:
+        raise RemoteError(f"trade {trade.id} of {trade.symbol} ends before it begins")
+
+
+# -- Other frames ----------------------------------------------------------------------------------
+
+
+class MiniTicker(msgspec.Struct, gc=False):
+    """One row of `!miniTicker@arr`. Only symbols whose ticker changed are in it."""
+
+    symbol: str
+    close: Decimal
+    event_ms: int
+    market: int = USD_M
+
+
+@dataclass(frozen=True, slots=True)
+class MiniTickers:
+    """A frame of `!miniTicker@arr`: there may be several a second."""
+
+    rows: list[MiniTicker]
+    rejected: int = 0
+    """Rows that were refused."""
+
+
+class ContractInfo(msgspec.Struct, gc=False):
+    """A frame of `!contractInfo`: a listing, a settlement, or, mostly, a bracket change."""
+
+    symbol: str = msgspec.field(name="s")
+    contract_type: str = msgspec.field(name="ct")
+    delivery_ms: TimeMs = msgspec.field(name="dt")
+    onboard_ms: Count = msgspec.field(name="ot")
+    status: str = msgspec.field(name="cs")
+    event_ms: TimeMs = msgspec.field(name="E")
+    market: int = msgspec.field(name="st", default=USD_M)
+
+
+class MarkPrice(msgspec.Struct, gc=False):
+    """A frame of `<symbol>@markPrice@1s`: sent every second, whatever the market does."""
+
+    symbol: str = msgspec.field(name="s")
+    event_ms: TimeMs = msgspec.field(name="E")
+
+
+NO_ID: Final = -1
+"""Stands for the id of an answer that names none of ours, which are numbers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    """The answer to a request. It proves that the request was read, and nothing more."""
+
+    id: int
+    result: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class WireError:
+    """The exchange refused a request; it may close the connection next."""
+
+    code: int
+    message: str
+    id: int = NO_ID
+
+
+Message = MiniTickers | ContractInfo | Ack | WireError | MarkPrice
+
+
+class _ErrorBody(msgspec.Struct):
+    code: int
+    msg: str = ""
+
+
+class _AnyFrame(msgspec.Struct):
+    """Any frame: an event in its envelope, or the answer to a request."""
+
+    stream: str | msgspec.UnsetType = msgspec.UNSET
+    data: msgspec.Raw = msgspec.Raw()
+    result: msgspec.Raw = msgspec.Raw()
+    error: _ErrorBody | None = None
+    code: int | msgspec.UnsetType = msgspec.UNSET
+    msg: str = ""
+    id: int | str | None = None
+
+
+class _MiniTickerTexts(msgspec.Struct, gc=False):
+    symbol: str = msgspec.field(name="s")
+    close: str = msgspec.field(name="c")
+    event_ms: TimeMs = msgspec.field(name="E")
+    market: int = msgspec.field(name="st", default=USD_M)
+
+
+_frame_decoder = msgspec.json.Decoder(_AnyFrame)
+_rows_decoder = msgspec.json.Decoder(list[msgspec.Raw])
+_mini_ticker_decoder = msgspec.json.Decoder(_MiniTickerTexts)
+_contract_info_decoder = msgspec.json.Decoder(ContractInfo)
+_mark_price_decoder = msgspec.json.Decoder(MarkPrice)
+_any_decoder = msgspec.json.Decoder()
+
+
+def decode_frame(frame: bytes) -> Message | None:
+    """Decode a frame that is no trade; None for a stream that nobody here asks for."""
+    if frame.lstrip()[:1] != b"{":
+        raise RemoteError(f"frame is no JSON object: {_shown(frame)}")
+    envelope = _decoded(_frame_decoder, frame, "frame")
+    if isinstance(envelope.stream, str):
+        return _decode_event(envelope.stream, bytes(envelope.data))
+    request_id = envelope.id if isinstance(envelope.id, int) else NO_ID
+    if envelope.error is not None:
+        return WireError(envelope.error.code, envelope.error.msg, request_id)
+    if isinstance(envelope.code, int):
+        return WireError(envelope.code, envelope.msg, request_id)
+    result = bytes(envelope.result)
+    if result:
+        return Ack(request_id, _decoded(_any_decoder, result, "answer to a request"))
+    return None
+
+
+def _decode_event(stream: str, data: bytes) -> Message | None:
+    if stream == "!miniTicker@arr":
+        return _decode_mini_tickers(data)
+    if stream == "!contractInfo":
+        info = _decoded(_contract_info_decoder, data, "contractInfo")
+        _check_symbol(info.symbol)
+        return info
+    if stream.endswith(("@markPrice@1s", "@markPrice")):
+        mark = _decoded(_mark_price_decoder, data, "markPrice")
+        _check_symbol(mark.symbol)
+        return mark
+    return None
+
+
+def _decode_mini_tickers(data: bytes) -> MiniTickers:
+    rows: list[MiniTicker] = []
+    rejected = 0
+    for raw in _decoded(_rows_decoder, data, "miniTicker array"):
+        try:
+            texts = _decoded(_mini_ticker_decoder, raw, "miniTicker")
+            _check_symbol(texts.symbol)
+            close = _positive(texts.close, "close")
+        except RemoteError:
+            rejected += 1
+        else:
+            rows.append(MiniTicker(texts.symbol, close, texts.event_ms, texts.market))
+    return MiniTickers(rows, rejected)
+
+
+def stream_name(symbol: str, kind: str) -> str:
+    """Return the name of a symbol's stream. Only ASCII letters are lowered, as the exchange does.
+
+    A name in upper case would be acknowledged and stay silent.
+    """
+    return f"{symbol.translate(_ASCII_LOWER)}@{kind}"
+
+
+def subscribe(names: Sequence[str], request_id: int) -> str:
+    """Return the text that asks for streams."""
+    return _request("SUBSCRIBE", names, request_id)
+
+
+def unsubscribe(names: Sequence[str], request_id: int) -> str:
+    """Return the text that asks for streams to end."""
+    return _request("UNSUBSCRIBE", names, request_id)
+
+
+def _request(method: str, names: Sequence[str], request_id: int) -> str:
+    return msgspec.json.encode({"method": method, "params": list(names), "id": request_id}).decode()
+
+
+# -- REST bodies -----------------------------------------------------------------------------------
+
+
+class Contract(msgspec.Struct, frozen=True):
+    """One row of exchangeInfo."""
+
+    symbol: str
+    pair: str
+    contract_type: str = msgspec.field(name="contractType")
+    delivery_ms: TimeMs = msgspec.field(name="deliveryDate")
+    """2100-12-25 while no delisting is announced."""
+    onboard_ms: Count = msgspec.field(name="onboardDate")
+    """Start of trading. A ticker may be used again: symbol and this are the identity."""
+    status: str
+    quote_asset: str = msgspec.field(name="quoteAsset")
+    underlying_type: str = msgspec.field(name="underlyingType", default="")
+    price_precision: Count = msgspec.field(name="pricePrecision", default=0)
+    """Decimals in texts; not the tick size."""
+    quantity_precision: Count = msgspec.field(name="quantityPrecision", default=0)
+
+
+class _ExchangeInfo(msgspec.Struct):
+    symbols: list[msgspec.Raw]
+
+
+class _ServerTime(msgspec.Struct):
+    server_ms: TimeMs = msgspec.field(name="serverTime")
+
+
+class _KlineRow(msgspec.Struct, array_like=True, gc=False):
+    open_ms: Count
+    open: str
+    high: str
+    low: str
+    close: str
+    volume: str
+    close_ms: Count
+    quote_volume: str
+    count: Count
+    taker_buy_volume: str
+    taker_buy_quote_volume: str
+
+
+class _AggTradeRow(msgspec.Struct, gc=False):
+    id: Id = msgspec.field(name="a")
+    price: str = msgspec.field(name="p")
+    quantity: str = msgspec.field(name="q")
+    first_id: Id = msgspec.field(name="f")
+    last_id: Id = msgspec.field(name="l")
+    time_ms: TimeMs = msgspec.field(name="T")
+    buyer_is_maker: bool = msgspec.field(name="m")
+
+
+class _TickerRow(msgspec.Struct, gc=False):
+    symbol: str
+    last_price: str = msgspec.field(name="lastPrice")
+
+
+_exchange_info_decoder = msgspec.json.Decoder(_ExchangeInfo)
+_contract_decoder = msgspec.json.Decoder(Contract)
+_server_time_decoder = msgspec.json.Decoder(_ServerTime)
+_klines_decoder = msgspec.json.Decoder(list[_KlineRow])
+_agg_trades_decoder = msgspec.json.Decoder(list[_AggTradeRow])
+_tickers_decoder = msgspec.json.Decoder(list[_TickerRow])
+_error_decoder = msgspec.json.Decoder(_ErrorBody)
+
+
+def decode_exchange_info(body: bytes, refused: list[str] | None = None) -> list[Contract]:
+    """Return the contracts of exchangeInfo.
+
+    A row that is no good is left out, so that one novelty does not cost all others; the reason
+    goes to `refused`.
+    """
+    contracts = []
+    for raw in _decoded(_exchange_info_decoder, body, "exchangeInfo").symbols:
+        try:
+            contract = _decoded(_contract_decoder, raw, "contract")
+            _check_symbol(contract.symbol)
+        except RemoteError as error:
+            if refused is not None:
+                refused.append(str(error))
+        else:
+            contracts.append(contract)
+    return contracts
+
+
+def is_ours(contract: Contract) -> bool:
+    """Whether klagg keeps bars of a contract: a USDT perpetual in trading."""
+    return (
+        contract.contract_type == "PERPETUAL"
+        and contract.quote_asset == "USDT"
+        and contract.status == "TRADING"
+    )
+
+
+def decode_server_time(body: bytes) -> int:
+    """Return the exchange's time, in ms."""
+    return _decoded(_server_time_decoder, body, "server time").server_ms
+
+
+def decode_klines(body: bytes) -> list[Bar]:
+    """Return official bars, in the order of the answer, the one that still runs included."""
+    return [_bar_of(row) for row in _decoded(_klines_decoder, body, "klines")]
+
+
+def _bar_of(row: _KlineRow) -> Bar:
+    high, low = _positive(row.high, "high"), _positive(row.low, "low")
+    opened, close = _positive(row.open, "open"), _positive(row.close, "close")
+    if not low <= opened <= high or not low <= close <= high or row.close_ms < row.open_ms:
+        raise RemoteError(f"the kline at {row.open_ms} contradicts itself")
+    bar = Bar(
+        row.open_ms,
+        row.close_ms + 1,
+        opened,
+        high,
+        low,
+        close,
+        _number(row.volume, "volume"),
+        _number(row.quote_volume, "quote volume"),
+        row.count,
+        _number(row.taker_buy_volume, "taker buy volume"),
+        _number(row.taker_buy_quote_volume, "taker buy quote volume"),
+        source=Source.OFFICIAL,
+    )
+    if row.count:
+        bar.first = bar.last = row.open_ms
+    return bar
+
+
+def decode_agg_trades(body: bytes, symbol: str) -> list[AggTrade]:
+    """Return past trades of a symbol. REST gives no event time: it is the trade's own here."""
+    trades = []
+    for row in _decoded(_agg_trades_decoder, body, "aggTrades"):
+        trade = AggTrade(
+            symbol,
+            row.id,
+            _number(row.price, "price"),
+            _number(row.quantity, "quantity"),
+            row.first_id,
+            row.last_id,
+            row.time_ms,
+            row.buyer_is_maker,
+            row.time_ms,
+        )
+        _check_trade(trade)
+        trades.append(trade)
+    return trades
+
+
+def decode_tickers(body: bytes) -> dict[str, Decimal]:
+    """Return the last price by symbol. A symbol that never traded has the price 0: left out."""
+    prices = {}
+    for row in _decoded(_tickers_decoder, body, "tickers"):
+        _check_symbol(row.symbol)
+        price = _number(row.last_price, "last price")
+        if price:
+            prices[row.symbol] = price
+    return prices
+
+
+def decode_error(body: bytes) -> tuple[int, str] | None:
+    """Return code and text of an error body, or None where it is something else."""
+    try:
+        error = _error_decoder.decode(body)
+    except _MALFORMED:
+        return None
+    return error.code, error.msg
+
+
+# -- Checks ----------------------------------------------------------------------------------------
+
+
+def _decoded(decoder: msgspec.json.Decoder[T], data: bytes | msgspec.Raw, what: str) -> T:
+    try:
+        return decoder.decode(data)
+    except _MALFORMED as error:
+        raise RemoteError(f"{what} is malformed ({error}): {_shown(bytes(data))}") from error
+
+
+def _shown(data: bytes) -> str:
+    """Return the beginning of what was received, safe to print."""
+    return ascii(data[:80].decode("utf-8", "replace"))
+
+
+def _check_symbol(symbol: str) -> None:
+    """Refuse what cannot be a name: it goes to screens, logs and URLs."""
+    name = symbol.replace("_", "")
+    plain = all(
+        each.isalnum() if each.isascii() else each.isprintable() and not each.isspace()
+        for each in name
+    )
+    if not name or not plain or len(symbol) > SYMBOL_LENGTH_MAX:
+        raise RemoteError(f"{_shown(symbol.encode('utf-8', 'replace'))} is no name of a symbol")
+
+
+def _check_number(text: str, what: str) -> None:
+    if len(text) > NUMBER_LENGTH_MAX or PLAIN.fullmatch(text) is None:
+        shown = ascii(text[:NUMBER_LENGTH_MAX])
+        raise RemoteError(f"{what} {shown} is no plain decimal number")
+
+
+def _number(text: str, what: str) -> Decimal:
+    _check_number(text, what)
+    return Decimal(text)
+
+
+def _positive(text: str, what: str) -> Decimal:
+    value = _number(text, what)
+    if not value:
+        raise RemoteError(f"{what} is zero")
+    return value

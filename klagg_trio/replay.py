@@ -1,0 +1,249 @@
+"""`klagg replay`: recorded trades through the same core as live ones, to bars as csv.
+
+Theory of operation
+-------------------
+One shard keeps the one symbol. The clock is the trades' own: minute M is ticked when the first
+trade at or after M comes, so the trades of a batch are cut at the minutes. A trade of an earlier
+minute than the one before it (times go back now and then) restates the sealed minute.
+
+Rows are wanted in order of their ids. A file whose ids go back is read again, whole, and sorted.
+Repeated ids are dropped and counted; ids that are missing make the minutes suspect that held or
+border them, as they do live.
+
+Every minute from the first trade's to the last trade's has a bar. A recording rarely begins with
+a minute, so what holds the time before it is suspect: the first minute, and longer bars that opened
+earlier. Where the first minute opens a UTC day it is taken to be whole, since the archive's files
+begin there. At the end nothing tells of missing trades: the last minute, and longer bars that would
+have gone on, are written as they are.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import accumulate, chain, islice
+from operator import attrgetter, le
+from pathlib import Path
+from typing import Final, TextIO
+
+from klagg_trio.core.bar import Bar, Source, combined_source, newborn
+from klagg_trio.core.errors import ConfigurationError, DamagedDataError
+from klagg_trio.core.facts import Facts, MinuteSpan
+from klagg_trio.core.intervals import DAY_MS, MINUTE, MINUTE_MS, Interval, select
+from klagg_trio.core.seed import UNKNOWN_ID, OpenBar, Seed
+from klagg_trio.core.shard import NEVER_MS, Shard
+from klagg_trio.core.trade import Trade
+from klagg_trio.exchange.archive import RowCounts, read_batches
+
+COLUMNS: Final = (
+    "symbol",
+    "interval",
+    "open_time",
+    "open",
+    "high",
+    "low",
+    "close",
+    "volume",
+    "close_time",
+    "quote_volume",
+    "count",
+    "taker_buy_volume",
+    "taker_buy_quote_volume",
+    "source",
+)
+
+_SYMBOL: Final = re.compile(r"[^\W_]{5,}")
+"""What may be a symbol in a file's name: letters of any script and digits, no separators."""
+
+_id: Final = attrgetter("id")
+_time_ms: Final = attrgetter("time_ms")
+
+Batch = list[Trade]
+Order = Callable[[Iterable[Batch]], Iterator[Batch]]
+"""Puts the trades of a file in order of their ids, or fails."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayReport:
+    """What a replay read and wrote."""
+
+    symbol: str
+    rows: int
+    """Rows of the file, the header left out."""
+    trades: int
+    """Rows that are in bars."""
+    duplicates: int
+    skipped: int
+    """Rows that the archive itself has struck out."""
+    bars: int
+    flat_minutes: int
+    suspect_minutes: int
+
+
+class _IdsGoBack(Exception):
+    """The rows are not in order of their ids."""
+
+
+def run_replay(
+    path: Path, *, symbol: str | None, intervals: tuple[str, ...], out: TextIO
+) -> ReplayReport:
+    """Make bars of these intervals from a file of recorded trades and write them to `out`.
+
+    The symbol is taken from the file's name, or its folder's, where it is not given.
+    """
+    if symbol is None:
+        symbol = symbol_of(path)
+    chosen = select(intervals)
+    try:
+        recording = _replay(path, symbol, chosen, _in_order)
+    except _IdsGoBack:
+        recording = _replay(path, symbol, chosen, _sorted)
+    out.write(",".join(COLUMNS) + "\n")
+    out.writelines(recording.lines())
+    return recording.report()
+
+
+def symbol_of(path: Path) -> str:
+    """Return the symbol that a file is named after, as in BTCUSDT-aggTrades-2026-10-01.zip."""
+    for name in (path.name, path.absolute().parent.name):
+        for word in _SYMBOL.findall(name):
+            if word.isupper():
+                return str(word)
+    raise ConfigurationError(f"the name of {path} does not tell the symbol: give it with --symbol")
+
+
+def _replay(path: Path, symbol: str, intervals: tuple[Interval, ...], order: Order) -> Recording:
+    """Play a whole file to a fresh shard."""
+    counts = RowCounts()
+    recording: Recording | None = None
+    for batch in order(read_batches(path, symbol, counts)):
+        if recording is None:
+            recording = Recording(batch[0], intervals, counts)
+        recording.play(batch)
+    if recording is None:
+        raise DamagedDataError(f"{path} holds no trades")
+    recording.finish()
+    return recording
+
+
+class Recording:
+    """The bars of one recording, as they come."""
+
+    def __init__(self, first: Trade, intervals: tuple[Interval, ...], counts: RowCounts) -> None:
+        """Begin at the minute of the first trade."""
+        self.symbol = first.symbol
+        self._counts = counts
+        self._intervals = intervals
+        self._first_ms = MINUTE.floor(first.time_ms)
+        self._whole_start = self._first_ms % DAY_MS == 0
+        self._shard = Shard(intervals, self._first_ms)
+        open_bars = tuple(
+            OpenBar(i.name, newborn(open_ms, i.end(open_ms), first.price), 0)
+            for i in intervals[1:]
+            for open_ms in (i.floor(self._first_ms),)
+        )
+        # Only the first id of a day can be known to continue what came before.
+        next_id = first.id if self._whole_start else UNKNOWN_ID
+        self._shard.load(Seed(self.symbol, 0, NEVER_MS, first.price, next_id, 0, 0, open_bars))
+        live_ms = self._first_ms if self._whole_start else first.time_ms
+        self._shard.feed_live([self.symbol], live_ms)
+        self._bars: dict[str, dict[int, Bar]] = {interval.name: {} for interval in intervals}
+        self._suspects: set[int] = set()
+        """Open times. A live shard remembers few spans; here every minute counts."""
+
+    def play(self, batch: Batch) -> None:
+        """Apply one batch, ticking before the first trade of each new minute."""
+        shard = self._shard
+        times = list(accumulate(map(_time_ms, batch), max))
+        start = 0
+        while start < len(batch):
+            if times[start] >= shard.minute_ms + MINUTE_MS:
+                self._take(shard.tick(MINUTE.floor(times[start])))
+            end = bisect_left(times, shard.minute_ms + MINUTE_MS, start)
+            self._take(shard.apply_trades(batch[start:end]))
+            start = end
+
+    def _take(self, facts: Facts | None) -> None:
+        """Keep the bars that one message sealed or changed, and which minutes are suspect."""
+        if facts is None:
+            return
+        for _, interval, bar in (*facts.sealed, *facts.restated):
+            self._bars[interval][bar.open_ms] = bar
+            if interval == MINUTE.name:
+                (self._suspects.add if bar.source == Source.SUSPECT else self._suspects.discard)(
+                    bar.open_ms
+                )
+        for span in facts.doubted:
+            self._suspects.update(_minutes(span))
+        for span in facts.proven:
+            self._suspects.difference_update(_minutes(span))
+
+    def finish(self) -> None:
+        """Seal the last minute, add the longer bars that are open, and set every bar's source."""
+        self._take(self._shard.tick(self._shard.minute_ms + MINUTE_MS))
+        for _, interval, bar in self._shard.open_bars():
+            if bar.open_ms < self._shard.minute_ms:
+                self._bars[interval][bar.open_ms] = bar
+        suspects = sorted(self._suspects)
+        for bars in self._bars.values():
+            for open_ms, bar in bars.items():
+                nearest = bisect_left(suspects, open_ms)
+                suspect = open_ms < self._first_ms or (
+                    nearest < len(suspects) and suspects[nearest] < bar.end_ms
+                )
+                bars[open_ms] = bar.copy()
+                bars[open_ms].source = combined_source(bar.count, suspect, official=False)
+
+    def lines(self) -> Iterator[str]:
+        """Yield the csv lines, interval by interval, shortest first."""
+        for interval, bars in self._bars.items():
+            for _, bar in sorted(bars.items()):
+                yield _line(self.symbol, interval, bar)
+
+    def report(self) -> ReplayReport:
+        """Say what was read and written."""
+        trades = self._shard.trades
+        minutes = self._bars[MINUTE.name].values()
+        return ReplayReport(
+            symbol=self.symbol,
+            rows=self._counts.rows,
+            trades=trades.in_bars + trades.late,
+            duplicates=trades.duplicate,
+            skipped=self._counts.skipped,
+            bars=sum(map(len, self._bars.values())),
+            flat_minutes=sum(not bar.count for bar in minutes),
+            suspect_minutes=len(self._suspects),
+        )
+
+
+def _minutes(span: MinuteSpan) -> range:
+    return range(span.first_ms, span.last_ms + 1, MINUTE_MS)
+
+
+def _line(symbol: str, interval: str, bar: Bar) -> str:
+    """Return one line of csv: numbers as exact text, never with an exponent."""
+    return (
+        f"{symbol},{interval},{bar.open_ms},{bar.open:f},{bar.high:f},{bar.low:f},{bar.close:f},"
+        f"{bar.volume:f},{bar.end_ms - 1},{bar.quote_volume:f},{bar.count},"
+        f"{bar.taker_buy_volume:f},{bar.taker_buy_quote_volume:f},{bar.source.label}\n"
+    )
+
+
+def _in_order(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """Pass on batches whose ids never go back; raise _IdsGoBack at the first that does."""
+    last_id = -1
+    for batch in batches:
+        if not batch:
+            continue
+        ids = list(map(_id, batch))
+        if ids[0] < last_id or not all(map(le, ids, islice(ids, 1, None))):
+            raise _IdsGoBack
+        last_id = ids[-1]
+        yield batch
+
+
+def _sorted(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """Return all trades as one batch, in order of their ids."""
+    yield sorted(chain.from_iterable(batches), key=_id)

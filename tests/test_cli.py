@@ -1,0 +1,519 @@
+"""The command line: what it prints where, its exit codes, how it starts and how it ends."""
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from decimal import Decimal
+from pathlib import Path
+
+import click
+import filelock
+import pytest
+from klagg_trio.store.start_snapshot import write_snapshot
+
+from klagg_trio import __version__, cli
+from klagg_trio.commands import start
+from klagg_trio.core import errors
+from klagg_trio.core.bar import Bar, Source, newborn
+from klagg_trio.core.intervals import MINUTE_MS
+from klagg_trio.core.seed import UNKNOWN_ID, OpenBar, Seed, StartState
+from klagg_trio.settings import RULES, Settings
+
+CUT_MS = 1_735_689_600_000
+"""2025-01-01 00:00 UTC."""
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path, monkeypatch):
+    """Run in an empty folder, with no settings of the machine's own and the log as it was."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    for name in RULES:
+        monkeypatch.delenv(f"KLAGG_{name.upper()}", raising=False)
+    root = logging.getLogger()
+    handlers = list(root.handlers)
+    yield tmp_path
+    root.handlers[:] = handlers
+
+
+def klagg(*arguments):
+    """Return the command that runs klagg in a process of its own."""
+    return [sys.executable, "-m", "klagg_trio", *map(str, arguments)]
+
+
+def snapshot_in(data_dir, intervals=("1m", "5m")):
+    """Write a start snapshot of one symbol."""
+    data_dir.mkdir(exist_ok=True)
+    five = OpenBar("5m", newborn(CUT_MS, CUT_MS + 5 * MINUTE_MS, Decimal(10)), 0)
+    seed = Seed(
+        symbol="BTCUSDT",
+        onboard_ms=CUT_MS - 10**9,
+        delivery_ms=4_133_404_800_000,
+        last_close=Decimal(10),
+        next_id=UNKNOWN_ID,
+        last_trade_ms=0,
+        three_day_phase_ms=0,
+        open_bars=(five,),
+    )
+    path = data_dir / "initial_state.cbor"
+    write_snapshot(path, StartState(CUT_MS, intervals, (seed,)))
+    return path
+
+
+def complaint(capsys):
+    """Return the one line on stderr; nothing may be on stdout."""
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith("klagg: ")
+    assert shown.err.count("\n") == 1
+    return shown.err
+
+
+# -- Starting --------------------------------------------------------------------------------------
+
+
+@pytest.mark.real
+@pytest.mark.slow
+def test_help_imports_little():
+    """`klagg --help` loads click and nothing that does work: that is what keeps it quick."""
+    code = (
+        "import sys, contextlib, io; from klagg_trio import cli\n"
+        "with contextlib.redirect_stdout(io.StringIO()): assert cli.execute(['--help']) == 0\n"
+        "print(*sorted({name.split('.')[0] for name in sys.modules}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    loaded = set(done.stdout.split())
+    assert "click" in loaded, done.stderr
+    heavy = {"trio", "httpx", "rich", "cattrs", "cbor2", "msgspec", "sqlite3", "asks", "logging"}
+    assert not loaded & (heavy | {"sqlite_utils", "platformdirs", "filelock", "stamina"})
+
+
+def test_version(capsys):
+    """--version prints one line."""
+    assert cli.execute(["--version"]) == 0
+    assert capsys.readouterr().out == f"klagg {__version__}\n"
+
+
+def commands(group=cli.cli, path=()):
+    """Return the words of every command."""
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from commands(command, (*path, name))
+        else:
+            yield (*path, name)
+
+
+def test_commands_are_the_designs():
+    """Every command that is promised is there."""
+    names = {" ".join(words) for words in commands()}
+    promised = {"demo", "backfill", "run", "sim", "replay", "verify", "status", "doctor", "export"}
+    assert promised | {"config show"} <= names
+
+
+@pytest.mark.parametrize("words", sorted(commands()), ids=" ".join)
+def test_help_shows_an_example_first(words, capsys):
+    """The help of each command gives an example before the options, and a word on each option."""
+    assert cli.execute([*words, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert f"klagg {' '.join(words)}" in text[text.index("\n") : text.index("Options:")]
+    command = cli.cli
+    for word in words:
+        command = command.commands[word]
+    for option in command.params:
+        if isinstance(option, click.Option):
+            assert option.help or option.show_default or isinstance(option.type, click.Choice)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["nonsense"],
+        ["run", "--nonsense"],
+        ["run", "--duration", "soon"],
+        ["demo", "--minutes", "0"],
+        ["demo", "--speed", "warp"],
+        ["demo", "--faults", "some"],
+        ["replay", "no-such-file.csv"],
+        ["export", "--format", "parquet"],
+    ],
+)
+def test_usage_errors_exit_2(arguments, capsys):
+    """What cannot be meant is exit 2, told on stderr."""
+    assert cli.execute(arguments) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err
+
+
+# -- Errors ----------------------------------------------------------------------------------------
+
+
+def raising(error, monkeypatch):
+    """Make a command raise this and return what `execute` says."""
+
+    def fail(flags, **options):
+        raise error
+
+    monkeypatch.setattr("klagg_trio.commands.config_show.run_command", fail)
+    return cli.execute(["config", "show"])
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (errors.DamagedDataError("x; y"), 65),
+        (errors.RemoteError("x; y"), 69),
+        (errors.StoreError("x; y"), 74),
+        (errors.LockedError("x; y"), 75),
+        (errors.BannedError("x; y", 0), 75),
+        (errors.ConfigurationError("x; y"), 78),
+    ],
+)
+def test_errors_become_exit_codes(error, code, monkeypatch, capsys):
+    """Each error a user can act on has its own exit code, alone or out of a nursery."""
+    assert raising(error, monkeypatch) == code
+    assert complaint(capsys) == "klagg: x; y\n"
+    group = BaseExceptionGroup("", [BaseExceptionGroup("", [error]), error])
+    assert raising(group, monkeypatch) == code
+    assert complaint(capsys) == "klagg: x; y\n"
+
+
+def test_errors_are_one_line_without_control_characters(monkeypatch, capsys):
+    """Text from outside cannot break the line or reach the terminal as a command."""
+    raising(errors.RemoteError("bad \x1b[31m\nname\r"), monkeypatch)
+    assert complaint(capsys) == "klagg: bad  [31m name \n"
+
+
+def test_interrupt_is_130(monkeypatch):
+    """Ctrl-C before anything began is exit 130 without a traceback, out of a nursery too."""
+    assert raising(KeyboardInterrupt(), monkeypatch) == 130
+    group = BaseExceptionGroup("", [KeyboardInterrupt(), errors.RemoteError("x")])
+    assert raising(group, monkeypatch) == 130
+
+
+def test_our_own_bugs_are_not_hidden(monkeypatch):
+    """Anything that is no error of klagg's goes on as a crash with its traceback."""
+    with pytest.raises(ZeroDivisionError):
+        raising(ZeroDivisionError(), monkeypatch)
+    with pytest.raises(BaseExceptionGroup):
+        raising(BaseExceptionGroup("", [errors.RemoteError("x"), ZeroDivisionError()]), monkeypatch)
+
+
+def test_reader_that_stops_reading_is_no_error(monkeypatch):
+    """`klagg ... | head` ends quietly."""
+    with open(os.devnull, "w") as sink, contextlib.redirect_stdout(sink):  # its own descriptor
+        assert raising(BrokenPipeError(), monkeypatch) == 0
+
+
+# -- Data directory --------------------------------------------------------------------------------
+
+
+def test_run_without_snapshot_says_what_to_do(place, capsys):
+    """`run` without a start snapshot is exit 65 and the command that mends it; nothing is made."""
+    assert cli.execute(["run", "--data-dir", "D"]) == 65
+    line = complaint(capsys)
+    assert "klagg backfill --data-dir D" in line
+    assert not (place / "D").exists()
+
+
+def test_run_with_a_flipped_bit_says_what_to_do(place, capsys):
+    """One flipped bit in the start snapshot is exit 65 and the command that mends it."""
+    path = snapshot_in(place / "D")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    assert cli.execute(["run", "--data-dir", "D"]) == 65
+    assert "klagg backfill --data-dir D" in complaint(capsys)
+
+
+def test_second_klagg_is_refused(place, capsys):
+    """While a klagg writes in a data directory, `run` and `backfill` there are exit 75."""
+    snapshot_in(place / "D")
+    with filelock.FileLock(place / "D" / "klagg.lock"):
+        assert cli.execute(["run", "--data-dir", "D"]) == 75
+        assert "another klagg is at work in D" in complaint(capsys)
+        assert cli.execute(["backfill", "--data-dir", "D"]) == 75
+        assert "another klagg is at work in D" in complaint(capsys)
+
+
+def test_unwritable_data_directory_is_told(place, capsys):
+    """A data directory that cannot be made or written is exit 74 with a clear line."""
+    (place / "file").write_text("")
+    for command in ("backfill", "run"):
+        data_dir = "file" if command == "run" else "file/D"
+        assert cli.execute([command, "--data-dir", data_dir]) == 74
+        assert "cannot be written" in complaint(capsys)
+
+
+def test_run_with_other_intervals_than_the_snapshot(place, capsys):
+    """A snapshot of other intervals than the settings ask for is an error that says so."""
+    snapshot_in(place / "D")
+    arguments = ["run", "--data-dir", "D", "--intervals", "1m,1h", "--headless"]
+    urls = ["--rest-url", "http://127.0.0.1:9", "--ws-url", "ws://127.0.0.1:9"]
+    assert cli.execute([*arguments, *urls]) == 78
+    assert "klagg backfill --data-dir D" in complaint(capsys)
+
+
+@pytest.mark.parametrize("command", ["verify", "status", "export"])
+def test_reading_without_database_says_what_to_do(command, capsys):
+    """Commands that read stored bars say what to do where there are none."""
+    assert cli.execute([command, "--data-dir", "D"]) == 65
+    assert "klagg backfill" in complaint(capsys)
+
+
+# -- Reading stored bars ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stored(place):
+    """Return a data directory with three minutes and one 3m bar of a symbol."""
+    from klagg_trio.store.database import Database
+
+    from klagg_trio.backfill import _put_symbols
+    from klagg_trio.exchange import wire
+
+    data_dir = place / "data"
+    data_dir.mkdir()
+    database = Database.open(data_dir / "klagg.db")
+    contract = wire.Contract(
+        symbol="币安人生USDT",
+        pair="币安人生USDT",
+        contract_type="PERPETUAL",
+        delivery_ms=4_133_404_800_000,
+        onboard_ms=CUT_MS - 10**9,
+        status="TRADING",
+        quote_asset="USDT",
+        underlying_type="COIN",
+        price_precision=2,
+        quantity_precision=3,
+    )
+    _put_symbols(database, [contract], {})
+    for name, length in (("1m", 1), ("3m", 3)):
+        bars = [flat(at, length) for at in range(0, 3, length)]
+        database.put_history("币安人生USDT", name, bars)
+    database.commit(CUT_MS + 3 * MINUTE_MS, ())
+    database.close()
+    return data_dir
+
+
+def flat(minute, length):
+    """Return an official flat bar."""
+    ten = Decimal(10)
+    open_ms = CUT_MS + minute * MINUTE_MS
+    end_ms = open_ms + length * MINUTE_MS
+    return Bar(open_ms, end_ms, ten, ten, ten, ten, source=Source.OFFICIAL)
+
+
+@pytest.mark.usefixtures("stored")
+def test_verify_finds_nothing_wrong(capsys):
+    """A sound database is exit 0 and an empty list."""
+    assert cli.execute(["verify", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == []
+
+
+def test_verify_finds_a_hole(stored, capsys):
+    """A missing minute is exit 3 and a finding on stdout."""
+    from klagg_trio.store.database import Database
+
+    database = Database.open(stored / "klagg.db")
+    database.commit(CUT_MS + 5 * MINUTE_MS, ())
+    database.close()
+    assert cli.execute(["verify", "--json"]) == 3
+    findings = json.loads(capsys.readouterr().out)
+    assert findings
+    assert {finding["symbol"] for finding in findings} == {"币安人生USDT"}
+    assert cli.execute(["verify"]) == 3
+    assert "币安人生USDT 1m" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("stored")
+def test_status_tells_what_is_stored(capsys):
+    """Status counts the minutes of the last day by source, and says whether a klagg is at work."""
+    assert cli.execute(["status", "--json"]) == 0
+    status = json.loads(capsys.readouterr().out)
+    assert status["last_tick_ms"] == CUT_MS + 3 * MINUTE_MS
+    assert status["symbols"] == 1
+    assert status["minutes_of_last_day"] == {"official": 3}
+    assert status["at_work"] is False
+    with filelock.FileLock("data/klagg.lock"):
+        assert cli.execute(["status"]) == 0
+    assert "at work, 1 symbols" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("stored")
+def test_export_csv(capsys):
+    """Stored bars come out as csv with the columns of the view, on stdout or in a file."""
+    assert cli.execute(["export", "--intervals", "1m,3m"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("symbol,interval,open_time,open,high,low,close,volume,close_time")
+    assert len(lines) == 1 + 3 + 1
+    first = f"币安人生USDT,1m,{CUT_MS},10.0,10.0,10.0,10.0,0.0,{CUT_MS + MINUTE_MS - 1},0.0,0"
+    assert lines[1].startswith(first)
+    assert cli.execute(["export", "--intervals", "1m", "--out", "bars.csv"]) == 0
+    assert len(Path("bars.csv").read_text().splitlines()) == 4
+
+
+@pytest.mark.usefixtures("stored")
+def test_export_says_what_it_lacks(capsys):
+    """An unknown symbol, a file that cannot be made and a missing library are each one line."""
+    assert cli.execute(["export", "--symbols", "NOPE"]) == 78
+    assert "'NOPE'" in complaint(capsys)
+    assert cli.execute(["export", "--out", "no/such/folder.csv"]) == 74
+    assert "no/such/folder.csv" in complaint(capsys)
+
+
+@pytest.mark.usefixtures("stored")
+def test_export_without_its_extra(monkeypatch, capsys):
+    """parquet and feather need the export extra: the error gives the command that installs it."""
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    assert cli.execute(["export", "--format", "parquet", "--out", "bars.parquet"]) == 78
+    assert "klagg[export]" in complaint(capsys)
+
+
+@pytest.mark.usefixtures("stored")
+@pytest.mark.parametrize("kind", ["parquet", "feather"])
+def test_export_arrow(kind):
+    """parquet and feather hold the same rows, where the export extra is installed."""
+    pyarrow = pytest.importorskip("pyarrow", reason="the export extra is not installed")
+    from pyarrow import feather, parquet
+
+    assert cli.execute(["export", "--format", kind, "--out", "bars", "--intervals", "1m"]) == 0
+    table = parquet.read_table("bars") if kind == "parquet" else feather.read_table("bars")
+    assert table.num_rows == 3
+    assert table.schema.field("open").type == pyarrow.float64()
+
+
+# -- Log and lock ----------------------------------------------------------------------------------
+
+
+def test_lock_is_let_go(place):
+    """The lock is free again once the command has ended, even by an error."""
+    with pytest.raises(ZeroDivisionError), start.locked(place / "D"):
+        raise ZeroDivisionError
+    with start.locked(place / "D"):
+        pass
+
+
+@pytest.mark.real
+@pytest.mark.slow
+def test_log_file_holds_json_lines(place):
+    """The log file gets one JSON object a line; an unwritable one is an error of the disk."""
+    path = place / "klagg.log"
+    code = (
+        "import logging, sys; from pathlib import Path\n"
+        "from klagg_trio.commands.start import set_up_log\n"
+        "from klagg_trio.settings import Settings\n"
+        "set_up_log(Settings(log_file=Path(sys.argv[1])))\n"
+        "logging.getLogger('klagg_trio.x').info('half\\nway')\n"
+        "logging.getLogger('klagg_trio.x').warning('look')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, path], capture_output=True, text=True, timeout=60
+    )
+    assert done.stderr == "klagg: look\n"
+    entries = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(entry["level"], entry["text"]) for entry in entries] == [
+        ("info", "half\nway"),
+        ("warning", "look"),
+    ]
+
+
+# -- Whole processes -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def simulator(place):
+    """Run `klagg sim` on free ports; return the flags that lead to it."""
+    command = klagg("sim", "--json", "--rest-port", 0, "--ws-port", 0, "--symbols", 8)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=place) as process:
+        try:
+            urls = json.loads(process.stdout.readline())
+            yield ["--rest-url", urls["rest_url"], "--ws-url", urls["ws_url"]]
+            process.send_signal(signal.SIGINT)
+            assert process.wait(timeout=10) == 0
+        finally:
+            process.kill()
+
+
+@pytest.mark.real
+@pytest.mark.slow
+def test_backfill_run_and_stop(place, simulator):
+    """Backfill, run, a second run that is refused, Ctrl-C within 2 s, and nothing wrong after."""
+    rest = simulator[:2]
+    done = subprocess.run(
+        klagg("backfill", "--json", "--since", "1h", "--data-dir", "D", *rest),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=place,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["symbols"] >= 5
+    run = klagg("run", "--headless", "--data-dir", "D", *simulator)
+    with subprocess.Popen(run, stderr=subprocess.PIPE, text=True, cwd=place) as process:
+        try:
+            assert process.stderr.readline()  # a status line: it is at work
+            second = subprocess.run(run, capture_output=True, text=True, timeout=60, cwd=place)
+            assert second.returncode == 75
+            assert second.stderr.startswith("klagg: another klagg is at work")
+            began_s = time.monotonic()
+            process.send_signal(signal.SIGINT)
+            assert process.wait(timeout=10) == 0
+            assert time.monotonic() - began_s < 2
+        finally:
+            process.kill()
+    assert cli.execute(["verify", "--data-dir", "D"]) == 0
+
+
+@pytest.mark.real
+@pytest.mark.slow
+def test_run_for_a_duration(place, simulator):
+    """--duration ends a run cleanly by itself."""
+    flags = ["--data-dir", "D", *simulator]
+    assert subprocess.run(klagg("backfill", *flags[:4]), timeout=60, cwd=place).returncode == 0
+    run = klagg("run", "--headless", "--duration", "2s", *flags)
+    assert subprocess.run(run, timeout=60, cwd=place, capture_output=True).returncode == 0
+
+
+@pytest.mark.real
+@pytest.mark.slow
+def test_port_in_use_is_told(place):
+    """A port that is taken is exit 78 and one line, for the simulator."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        command = klagg("sim", "--rest-port", port, "--ws-port", 0)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=place)
+    assert done.returncode == 78
+    assert done.stderr.startswith("klagg: ")
+    assert str(port) in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.real
+@pytest.mark.slow
+def test_unreachable_exchange_is_told(place):
+    """An exchange that does not answer is exit 69 and one line."""
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    command = klagg("backfill", "--rest-url", f"http://127.0.0.1:{port}")
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=place)
+    assert done.returncode == 69, done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_simulator_serves_this_machine_only(capsys):
+    """The simulator refuses to listen where others could reach it."""
+    assert cli.execute(["sim", "--host", "0.0.0.0"]) == 78
+    assert "loopback" in complaint(capsys)
+
+
+def test_settings_default_matches_help(capsys):
+    """The help names the default data directory that the settings have."""
+    cli.execute(["run", "--help"])
+    assert f"[default: {Settings().data_dir}]" in capsys.readouterr().out
