@@ -24,7 +24,7 @@ from klagg_trio.backfill import run_backfill
 from klagg_trio.core.intervals import INTERVALS, MINUTE_MS
 from klagg_trio.exchange.clock_probe import AsksProbe, FallbackProbe, RestProbe
 from klagg_trio.exchange.rest import HttpxRest
-from klagg_trio.exchange.stream import dial_tcp
+from klagg_trio.exchange.stream import Dial, dial_tcp
 from klagg_trio.exchange.weight import WeightGate
 from klagg_trio.nursery_app import App, Edge, RunReport, Watch, run_app
 from klagg_trio.settings import Settings
@@ -176,7 +176,7 @@ async def _connect(
     The nursery is that of the simulator: its servers live in it.
     """
     transport: httpx.AsyncBaseTransport | None = None
-    dial = dial_tcp
+    dial: Dial = dial_tcp
     run_in_thread: Callable[..., Awaitable[Any]] = trio.to_thread.run_sync
     in_memory = math.isinf(options.speed)
     if in_memory:

@@ -33,6 +33,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 import trio
@@ -339,7 +340,7 @@ class Feed:
         for symbols, since_ms in session.acknowledged:
             session.live.extend(symbols)
             gained = self._coverage.gain(symbols)
-            await self._router.send(gained, lambda part, since=since_ms: cmd.FeedLive(part, since))
+            await self._router.send(gained, partial(cmd.FeedLive, since_ms=since_ms))
         session.acknowledged.clear()
         self._failures = 0
         if not session.asked:

@@ -18,11 +18,9 @@ Both spend REST weight through the one gate, repair before audit.
 
 from __future__ import annotations
 
-import sqlite3
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from pathlib import Path
 from typing import Any, Final
 
@@ -36,7 +34,7 @@ from klagg_trio.core.facts import Event
 from klagg_trio.core.intervals import DAY_MS, HOUR_MS, MINUTE, MINUTE_MS
 from klagg_trio.core.shard import Shard, SymbolState
 from klagg_trio.exchange.rest import Priority, Rest
-from klagg_trio.store.database import open_reader
+from klagg_trio.store.database import bar_of, open_reader, select_bars
 from klagg_trio.vitals import AuditVitals
 
 SETTLE_MS: Final = 5_000
@@ -350,40 +348,13 @@ class Auditor:
 
 
 def stored_minutes(path: Path, symbol: str, first_ms: int, last_ms: int) -> dict[int, Bar]:
-    """Return the stored 1m bars of a symbol by open time, as exact numbers again.
-
-    A float64 that came from a decimal of up to 15 digits gives that decimal back by its shortest
-    text; a minute's values have no more.
-    """
+    """Return the stored 1m bars of a symbol by open time, as exact numbers again."""
     connection = open_reader(path)
     try:
-        rows = _select_minutes(connection, symbol, first_ms, last_ms)
+        rows = select_bars(connection, symbol, MINUTE.name, first_ms, last_ms)
     finally:
         connection.close()
-    return {row[0]: _bar_of(row) for row in rows}
-
-
-def _select_minutes(
-    connection: sqlite3.Connection, symbol: str, first_ms: int, last_ms: int
-) -> list[tuple[Any, ...]]:
-    return connection.execute(
-        "SELECT open_time, open, high, low, close, volume, quote_volume, count,"
-        " taker_buy_volume, taker_buy_quote_volume, source FROM klines"
-        " WHERE symbol = ? AND interval = '1m' AND open_time BETWEEN ? AND ? ORDER BY open_time",
-        (symbol, first_ms, last_ms),
-    ).fetchall()
-
-
-def _bar_of(row: tuple[Any, ...]) -> Bar:
-    open_ms, *values, source = row
-    prices_and_sums = [Decimal(repr(value)) for value in values]
-    prices_and_sums[6] = int(values[6])  # type: ignore[call-overload]
-    return Bar(
-        open_ms,
-        open_ms + MINUTE_MS,
-        *prices_and_sums,  # type: ignore[arg-type]
-        source=Source[source.upper()],
-    )
+    return {open_ms: bar_of(row, open_ms + MINUTE_MS) for open_ms, row in rows.items()}
 
 
 def _difference(ours: Bar, official: Bar) -> str:

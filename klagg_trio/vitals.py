@@ -70,6 +70,8 @@ class WriterVitals:
     """Every minute before this one is on disk; 0 before the first tick."""
     snapshot_age_s: float
     """Seconds since the start snapshot was last written; negative where it has not been."""
+    trouble: str = ""
+    """What the disk says while a refused commit waits to be tried again."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,7 @@ def apply(number: int, shard: Shard, message: cmd.Message) -> cmd.Record | None:
                 message.three_day_phase_ms,
             )
         case cmd.RemoveSymbol(symbol, delivery_ms):
-            shard.remove_symbol(symbol, delivery_ms)
+            facts = shard.remove_symbol(symbol, delivery_ms)
         case cmd.ReportOpenBars():
             return cmd.OpenBars(number, shard.open_bars())
         case cmd.ReportSeeds():

@@ -36,6 +36,15 @@ class Event(NamedTuple):
     text: str
 
 
+class Listing(NamedTuple):
+    """What is known of a symbol that is new, or whose end has become known."""
+
+    symbol: str
+    onboard_ms: int
+    delivery_ms: int
+    three_day_phase_ms: int
+
+
 @dataclass(slots=True)
 class Facts:
     """What one message to a shard brought about, in the order in which it is to be stored."""
@@ -50,10 +59,13 @@ class Facts:
     and proven by one message."""
     proven: list[MinuteSpan] = field(default_factory=list)
     """Stored suspect minutes that turned out to be right; their values stay."""
+    ended: list[str] = field(default_factory=list)
+    """Symbols that were sealed and frozen; before the listings, where a ticker is reused."""
+    listings: list[Listing] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
 
     def __bool__(self) -> bool:
-        return bool(self.sealed or self.restated or self.doubted or self.proven or self.events)
+        return any(getattr(self, name) for name in self.__slots__)
 
 
 @dataclass(slots=True)

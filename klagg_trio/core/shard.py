@@ -47,7 +47,15 @@ from decimal import Decimal
 from typing import Final
 
 from klagg_trio.core.bar import EXACT, Bar, Source, combined_source, newborn
-from klagg_trio.core.facts import BarCounts, BarFact, Event, Facts, MinuteSpan, TradeCounts
+from klagg_trio.core.facts import (
+    BarCounts,
+    BarFact,
+    Event,
+    Facts,
+    Listing,
+    MinuteSpan,
+    TradeCounts,
+)
 from klagg_trio.core.gaps import Spans
 from klagg_trio.core.intervals import DAY_MS, MINUTE, MINUTE_MS, Interval
 from klagg_trio.core.seed import UNKNOWN_ID, OpenBar, Seed
@@ -254,14 +262,19 @@ class Shard:
             _suspect(state, unseen_ms, first_ms - MINUTE_MS)
         while state.minute.open_ms < self.minute_ms:
             self._seal_minute(state, facts)
+        facts.listings.append(Listing(symbol, onboard_ms, delivery_ms, three_day_phase_ms))
         facts.events.append(Event(self.minute_ms, "listed", symbol, f"seeded at {price}"))
         return facts
 
-    def remove_symbol(self, symbol: str, delivery_ms: int) -> None:
+    def remove_symbol(self, symbol: str, delivery_ms: int) -> Facts:
         """Note when a symbol ends. The tick that passes that moment seals and freezes it."""
+        facts = Facts()
         state = self.states.get(symbol)
-        if state is not None:
+        if state is not None and state.delivery_ms != delivery_ms:
             state.delivery_ms = delivery_ms
+            phase_ms = _three_day_phase_ms(state)
+            facts.listings.append(Listing(symbol, state.onboard_ms, delivery_ms, phase_ms))
+        return facts
 
     # -- Trades --------------------------------------------------------------------------------
 
@@ -585,6 +598,7 @@ class Shard:
             facts.sealed.append(BarFact(state.symbol, longer.interval.name, bar))
             self.bars.sealed += 1
         del self.states[state.symbol]
+        facts.ended.append(state.symbol)
         facts.events.append(Event(self.minute_ms, "delisted", state.symbol, "sealed and frozen"))
 
     # -- Feeds ---------------------------------------------------------------------------------
@@ -869,7 +883,6 @@ class Shard:
             next_id = UNKNOWN_ID
         suspects = Spans(list(state.suspects))
         partials = [bar for bar in state.held if bar.source == Source.SUSPECT and bar.count]
-        phase_ms = next((x.interval.phase_ms for x in state.longer if x.interval.name == "3d"), 0)
         return Seed(
             symbol=state.symbol,
             onboard_ms=state.onboard_ms,
@@ -877,13 +890,17 @@ class Shard:
             last_close=state.last_close,
             next_id=next_id,
             last_trade_ms=min(state.last_trade_ms, self.minute_ms - 1),
-            three_day_phase_ms=phase_ms,
+            three_day_phase_ms=_three_day_phase_ms(state),
             open_bars=tuple(
                 OpenBar(x.interval.name, x.bar.copy(), x.unofficial_minutes) for x in state.longer
             ),
             suspects=tuple(suspects),
             partials=(*state.partials.values(), *partials),
         )
+
+
+def _three_day_phase_ms(state: SymbolState) -> int:
+    return next((x.interval.phase_ms for x in state.longer if x.interval.name == "3d"), 0)
 
 
 def _suspect(state: SymbolState, first_ms: int, last_ms: int) -> None:

@@ -1,0 +1,228 @@
+"""The writer: the end of the line. Everything that shards decide is made durable here.
+
+Theory of operation
+-------------------
+Records come from all shards through one channel, those of one shard in its order. They wait in one
+queue a shard. A minute is committed when every shard has sent its `Sealed` for it: one transaction
+holds that minute of all shards, and whatever each shard said before. What a shard says after its
+`Sealed` waits for that minute's commit. When nothing more is in the channel, the records that wait
+for no minute are committed by themselves. While a commit runs in its thread, the channel fills, and
+all that came meanwhile makes the next commit: under load transactions grow, not queues.
+
+A commit that the disk refuses changes nothing and is tried again, with the same records, until
+`RETRIES` pauses have passed. Meanwhile the channel fills up, and the pressure goes back to the
+sockets. Then the error ends the program; what is not stored is missing after the snapshot's cut and
+is repaired after the restart like any other outage.
+
+The start snapshot is written from `Seeds` of all shards with one cut, once everything before the
+cut is stored: a restart never finds a snapshot that is ahead of the database.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import trio
+
+from klagg_trio import cmd
+from klagg_trio.core.errors import StoreError
+from klagg_trio.core.facts import BarFact, Event, Facts
+from klagg_trio.core.seed import StartState
+from klagg_trio.store.database import Database
+from klagg_trio.store.start_snapshot import write_snapshot
+from klagg_trio.vitals import WriterVitals
+
+EVENTS_KEPT: Final = 200
+"""Newest events, for the dashboard; the database has the others."""
+
+RETRY_PAUSES_S: Final = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0, 30.0)
+"""Two minutes in all: enough to make room on a full disk, and for the feeds to stay open."""
+
+RunInThread = Callable[..., Awaitable[Any]]
+
+
+class Writer:
+    """See the module's theory of operation."""
+
+    def __init__(
+        self,
+        receive: trio.MemoryReceiveChannel[cmd.Record],
+        database: Database,
+        *,
+        shards: int,
+        snapshot_path: Path,
+        intervals: tuple[str, ...],
+        run_in_thread: RunInThread,
+    ) -> None:
+        """Store what `receive` delivers. `run_in_thread` runs the database's methods."""
+        self._receive = receive
+        self._database = database
+        self._snapshot_path = snapshot_path
+        self._intervals = intervals
+        self._run_in_thread = run_in_thread
+        self._queues: list[deque[cmd.Record]] = [deque() for _ in range(shards)]
+        self._seeds: dict[int, cmd.Seeds] = {}
+        self._events: deque[Event] = deque(maxlen=EVENTS_KEPT)
+        self._committed_ms = 0
+        self._rows = 0
+        self._last_commit_s = 0.0
+        self._snapshot_at_s: float | None = None
+        self.retries = 0
+        self.trouble = ""
+        """What the disk says while a commit waits to be tried again."""
+
+    async def run(self) -> None:
+        """Store all that comes until every sender has closed the channel."""
+        async with self._receive:
+            async for record in self._receive:
+                self._take(record)
+                self._take_waiting()
+                await self._save()
+        assert not any(self._queues), "a shard ended in the middle of a minute"
+        await self._try(self._database.checkpoint)
+
+    def _take_waiting(self) -> None:
+        """Take what is in the channel already, without waiting."""
+        while True:
+            try:
+                self._take(self._receive.receive_nowait())
+            except (trio.WouldBlock, trio.EndOfChannel):
+                return
+
+    def _take(self, record: cmd.Record) -> None:
+        self._queues[record.shard].append(record)
+
+    # -- Deciding ------------------------------------------------------------------------------
+
+    async def _save(self) -> None:
+        """Commit every minute that is complete, then what waits for none."""
+        while True:
+            batch = Batch(self._queues)
+            if batch.empty:
+                return
+            started_s = time.perf_counter()
+            rows = await self._try(
+                self._database.commit, batch.minute_ms, batch.facts, batch.open_bars.values()
+            )
+            self._last_commit_s = time.perf_counter() - started_s
+            self._rows += rows
+            for facts in batch.facts:
+                self._events.extend(facts.events)
+            if batch.minute_ms is not None:
+                self._committed_ms = batch.minute_ms
+            for seeds in batch.seeds:
+                self._seeds[seeds.shard] = seeds
+            await self._save_snapshot()
+            if batch.minute_ms is not None:
+                await self._try(self._database.fold)
+                await self._try(self._database.checkpoint)
+            self._take_waiting()
+
+    async def _save_snapshot(self) -> None:
+        """Write the start snapshot if every shard has told its state as of one cut."""
+        cuts = {seeds.cut_ms for seeds in self._seeds.values()}
+        if len(self._seeds) < len(self._queues) or len(cuts) != 1:
+            return
+        parts = [self._seeds[shard] for shard in range(len(self._queues))]
+        state = StartState(
+            cuts.pop(), self._intervals, tuple(seed for part in parts for seed in part.seeds)
+        )
+        self._seeds.clear()
+        await self._try(write_snapshot, self._snapshot_path, state)
+        self._snapshot_at_s = trio.current_time()
+
+    async def _try(self, function: Callable[..., Any], *args: object) -> Any:  # noqa: ANN401
+        """Run a store function in its thread; try again, for a while, what the disk refuses."""
+        for pause_s in RETRY_PAUSES_S:
+            try:
+                result = await self._run_in_thread(function, *args)
+            except StoreError as error:
+                self.retries += 1
+                self.trouble = str(error)
+                await trio.sleep(pause_s)
+            else:
+                self.trouble = ""
+                return result
+        return await self._run_in_thread(function, *args)
+
+    # -- Reading -------------------------------------------------------------------------------
+
+    def statistics(self) -> WriterVitals:
+        """Return what is durable, and how the last commit went."""
+        channel = self._receive.statistics()
+        age_s = -1.0 if self._snapshot_at_s is None else trio.current_time() - self._snapshot_at_s
+        return WriterVitals(
+            queue=channel.current_buffer_used + sum(map(len, self._queues)),
+            queue_cap=int(channel.max_buffer_size),
+            last_commit_ms=self._last_commit_s * 1_000,
+            rows=self._rows,
+            committed_minute_ms=self._committed_ms,
+            snapshot_age_s=age_s,
+            trouble=self.trouble,
+        )
+
+    def recent_events(self) -> list[Event]:
+        """Return the newest durable events, oldest first."""
+        return list(self._events)
+
+
+class Batch:
+    """What one transaction holds: taken out of the shards' queues, in the order of each."""
+
+    def __init__(self, queues: list[deque[cmd.Record]]) -> None:
+        """Take one complete minute with all before it, or else all that waits for no minute."""
+        self.minute_ms = _complete_minute(queues)
+        self.facts: list[Facts] = []
+        self.open_bars: dict[tuple[str, str], BarFact] = {}
+        self.seeds: list[cmd.Seeds] = []
+        for queue in queues:
+            while queue:
+                record = queue[0]
+                if isinstance(record, cmd.Sealed):
+                    if self.minute_ms is not None:
+                        self._add(queue.popleft())
+                    break
+                self._add(queue.popleft())
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to store."""
+        return self.minute_ms is None and not (self.facts or self.open_bars or self.seeds)
+
+    def _add(self, record: cmd.Record) -> None:
+        match record:
+            case cmd.Sealed(_, _, facts, open_bars):
+                self._add_facts(facts)
+                self._add_open(open_bars)
+            case cmd.Amended(_, facts):
+                self._add_facts(facts)
+            case cmd.OpenBars(_, bars):
+                self._add_open(bars)
+            case cmd.Seeds():
+                self.seeds.append(record)
+
+    def _add_facts(self, facts: Facts) -> None:
+        self.facts.append(facts)
+        if facts.ended:  # what was reported of them before is no running bar any more
+            for key in [key for key in self.open_bars if key[0] in facts.ended]:
+                del self.open_bars[key]
+
+    def _add_open(self, bars: Sequence[BarFact]) -> None:
+        for fact in bars:
+            self.open_bars[fact.symbol, fact.interval] = fact
+
+
+def _complete_minute(queues: list[deque[cmd.Record]]) -> int | None:
+    """Return the minute that every shard has sealed and that is not committed, or None."""
+    minute_ms = None
+    for queue in queues:
+        sealed = next((record for record in queue if isinstance(record, cmd.Sealed)), None)
+        if sealed is None:
+            return None
+        assert minute_ms in (None, sealed.minute_ms), "shards saw different ticks"
+        minute_ms = sealed.minute_ms
+    return minute_ms
