@@ -31,7 +31,7 @@ import math
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import trio
 
@@ -54,6 +54,7 @@ from klagg_trio.exchange import wire
 from klagg_trio.exchange.rest import Priority, Rest
 from klagg_trio.settings import Settings, parse_since
 from klagg_trio.store.database import Database
+from klagg_trio.store.thread import RunInThread
 
 SNAPSHOT_NAME: Final = "initial_state.cbor"
 
@@ -85,8 +86,6 @@ STATE_WEIGHT: Final = 3
 
 FAILURES_MAX: Final = 8
 """Symbols that fail one after the other: then it is not the symbols, it is the exchange."""
-
-RunInThread = Callable[..., Awaitable[Any]]
 
 
 @dataclass(frozen=True, slots=True)

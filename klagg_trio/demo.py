@@ -12,10 +12,10 @@ import dataclasses
 import math
 import sqlite3
 import tempfile
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 import trio
 import trio.testing
@@ -31,6 +31,7 @@ from klagg_trio.settings import Settings
 from klagg_trio.sim.server import SimExchange, SimOptions
 from klagg_trio.store.database import Database, open_reader
 from klagg_trio.store.start_snapshot import read_snapshot
+from klagg_trio.store.thread import one_thread, run_inline
 
 if TYPE_CHECKING:
     import httpx
@@ -41,8 +42,6 @@ and a month end at once, so that even a short demo seals bars of every interval.
 
 HICCUP_S: Final = 0.5
 """Real seconds for which a busy machine may not run us, without anything being wrong."""
-
-Result = TypeVar("Result")
 
 FEED_PAUSE_MS: Final = 100
 """Rest after a read, on accelerated time: 60 times faster this is the usual pause."""
@@ -177,13 +176,13 @@ async def _connect(
     """
     transport: httpx.AsyncBaseTransport | None = None
     dial: Dial = dial_tcp
-    run_in_thread: Callable[..., Awaitable[Any]] = trio.to_thread.run_sync
+    run_in_thread = one_thread()
     in_memory = math.isinf(options.speed)
     if in_memory:
         rest_url, ws_url = "http://127.0.0.1", "ws://127.0.0.1/market"
         transport = exchange.http_transport()
         dial = exchange.dialer(nursery)
-        run_in_thread = _run_inline  # a thread in flight would let the clock jump
+        run_in_thread = run_inline
     else:
         rest_url, ws_url = await nursery.start(exchange.serve)
     hiccup_s = 0.0 if in_memory else HICCUP_S * options.speed
@@ -220,11 +219,6 @@ async def _wait_until(reached: Callable[[], bool]) -> None:
     """Look every half second: the parts of the app count, they do not call back."""
     while not reached():  # noqa: ASYNC110
         await trio.sleep(0.5)
-
-
-async def _run_inline(function: Callable[..., Result], *args: object) -> Result:
-    await trio.lowlevel.checkpoint()
-    return function(*args)
 
 
 # -- The check: stored bars against the simulator's official klines ---------------------------

@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import trio
 
@@ -38,6 +38,7 @@ from klagg_trio.feed import Feeds, Router
 from klagg_trio.repair import Auditor, Repair
 from klagg_trio.settings import Settings
 from klagg_trio.store.database import Database
+from klagg_trio.store.thread import RunInThread
 from klagg_trio.tick import Grace, MinuteClock, ServerClock, run_resync, run_sentinel
 from klagg_trio.vitals import ShardVitals, SymbolVitals, Vitals
 from klagg_trio.worker import run_worker
@@ -58,7 +59,6 @@ RANKED: Final = 20
 SHUTDOWN_LIMIT_S: Final = 30.0
 """A disk that hangs must not keep the program for ever; normally the wave takes 0.1 s."""
 
-RunInThread = Callable[..., Awaitable[Any]]
 Watch = Callable[[Callable[[], Vitals]], Awaitable[None]]
 
 

@@ -19,10 +19,10 @@ Both spend REST weight through the one gate, repair before audit.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import trio
 
@@ -35,6 +35,7 @@ from klagg_trio.core.intervals import DAY_MS, HOUR_MS, MINUTE, MINUTE_MS
 from klagg_trio.core.shard import Shard, SymbolState
 from klagg_trio.exchange.rest import Priority, Rest
 from klagg_trio.store.database import bar_of, open_reader, select_bars
+from klagg_trio.store.thread import RunInThread
 from klagg_trio.vitals import AuditVitals
 
 SETTLE_MS: Final = 5_000
@@ -214,7 +215,7 @@ class Auditor:
         rest: Rest,
         database_path: Path,
         every_s: float,
-        run_in_thread: Callable[..., Awaitable[Any]],
+        run_in_thread: RunInThread,
         now_ms: Callable[[], int],
         note: Callable[[Event], None],
         start_ms: int,

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,6 +34,7 @@ from klagg_trio.core.facts import BarFact, Event, Facts
 from klagg_trio.core.seed import StartState
 from klagg_trio.store.database import Database
 from klagg_trio.store.start_snapshot import write_snapshot
+from klagg_trio.store.thread import RunInThread
 from klagg_trio.vitals import WriterVitals
 
 EVENTS_KEPT: Final = 200
@@ -41,8 +42,6 @@ EVENTS_KEPT: Final = 200
 
 RETRY_PAUSES_S: Final = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0, 30.0)
 """Two minutes in all: enough to make room on a full disk, and for the feeds to stay open."""
-
-RunInThread = Callable[..., Awaitable[Any]]
 
 
 class Writer:

@@ -19,7 +19,6 @@ from klagg_trio.commands.start import (
     DATABASE_NAME,
     load_here,
     locked,
-    one_thread,
     set_up_log,
     wait_signal,
 )
@@ -27,6 +26,7 @@ from klagg_trio.exchange.rest import HttpxRest
 from klagg_trio.exchange.weight import WeightGate
 from klagg_trio.settings import Settings
 from klagg_trio.store.database import Database
+from klagg_trio.store.thread import one_thread
 
 LINE_EVERY_S: Final = 5.0
 """Between two progress lines where stderr is not a terminal."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping
 
@@ -15,7 +16,6 @@ from klagg_trio.commands.start import (
     duration_s,
     load_here,
     locked,
-    one_thread,
     set_up_log,
     wait_signal,
     wall_ms,
@@ -29,6 +29,7 @@ from klagg_trio.nursery_app import App, Edge, RunReport, Watch, run_app
 from klagg_trio.settings import Settings
 from klagg_trio.store.database import Database
 from klagg_trio.store.start_snapshot import read_snapshot
+from klagg_trio.store.thread import one_thread
 
 
 def run_command(flags: Mapping[str, str | None], *, headless: bool, duration: str | None) -> int:
@@ -69,7 +70,7 @@ async def _run(
     seconds: float | None,
 ) -> RunReport | None:
     """Run to a clean stop. Returns None where it was interrupted before it had begun."""
-    stop = trio.Event()
+    stop, ended = trio.Event(), trio.Event()
     rest = HttpxRest(settings.rest_url, gate := WeightGate(share=settings.weight_share))
     edge = Edge(
         rest=rest,
@@ -99,16 +100,17 @@ async def _run(
                 watch=watch,
                 task_status=task_status,
             )
-            nursery.cancel_scope.cancel()
+            ended.set()
 
         app: App | None = None
         await nursery.start(stop_at_signal)
         try:
             app = await nursery.start(run)
-            if seconds is not None:
-                await trio.sleep(seconds)
-                stop.set()
-            await trio.sleep_forever()
+            with trio.move_on_after(math.inf if seconds is None else seconds):
+                await stop.wait()
+            stop.set()
+            await ended.wait()
+            nursery.cancel_scope.cancel()
         finally:
             with trio.CancelScope(shield=True):
                 await rest.aclose()

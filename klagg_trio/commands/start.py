@@ -7,10 +7,10 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -114,18 +114,6 @@ async def wait_signal(task_status: trio.TaskStatus[None]) -> None:
         task_status.started()
         async for _ in signals:
             return
-
-
-def one_thread() -> Callable[..., Any]:
-    """Return a runner of synchronous functions off the event loop, one at a time."""
-    import trio
-
-    limiter = trio.CapacityLimiter(1)
-
-    async def run_in_thread(function: Callable[..., Any], *args: object) -> object:
-        return await trio.to_thread.run_sync(function, *args, limiter=limiter)
-
-    return run_in_thread
 
 
 def wall_ms() -> float:

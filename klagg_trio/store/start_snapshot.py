@@ -108,7 +108,7 @@ def decode(contents: bytes, path: Path) -> StartState:
     payload = _payload_of(contents, path)
     try:
         tree = cbor2.loads(payload, allow_duplicate_keys=False)
-    except (cbor2.CBORDecodeError, ValueError) as error:
+    except cbor2.CBORDecodeError as error:
         raise _damaged(path, f"it is no CBOR: {error}") from error
     if not isinstance(tree, dict) or not {str}.issuperset(map(type, tree)):
         raise _damaged(path, "it does not hold named columns")
@@ -255,17 +255,16 @@ def _state_of(columns: _Columns) -> StartState:
     open_bars = map(OpenBar, itertools.cycle(longer), bars, columns.unofficial_minutes)
     partials = iter(bars[len(columns.unofficial_minutes) :])
     suspects = zip(columns.suspect_first_ms, columns.suspect_last_ms, strict=True)
-    seeds = [
-        Seed(
-            *row,
+    seeds = []
+    for *row, suspect_spans, partial_minutes in zip(
+        *(getattr(columns, field) for field in _SYMBOL_FIELDS), strict=True
+    ):
+        row += (
             tuple(itertools.islice(open_bars, len(longer))),
             tuple(itertools.islice(suspects, suspect_spans)),
             tuple(itertools.islice(partials, partial_minutes)),
         )
-        for *row, suspect_spans, partial_minutes in zip(
-            *(getattr(columns, field) for field in _SYMBOL_FIELDS), strict=True
-        )
-    ]
+        seeds.append(Seed(*row))
     return StartState(columns.cut_ms, tuple(columns.intervals), tuple(seeds))
 
 
