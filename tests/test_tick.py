@@ -108,7 +108,7 @@ async def ticks_of(clock, minute_clock, seconds, *, snapshot_every_s=1e9):
 
             async def collect(number):
                 async for message in receives[number]:
-                    got.append((number, message, clock.now_ms()))
+                    got.append((number, message, clock.now_ms()))  # noqa: PERF401 - one at a time
 
             nursery.start_soon(collect, 0)
             nursery.start_soon(collect, 1)
