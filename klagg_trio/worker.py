@@ -13,15 +13,16 @@ from klagg_trio.core.facts import Facts
 from klagg_trio.core.shard import Shard
 
 
-def apply(number: int, shard: Shard, message: cmd.Message) -> cmd.Record | None:
-    """Let shard `number` take one message. Returns what the writer has to know, if anything."""
+def apply(number: int, shard: Shard, message: cmd.Message) -> list[cmd.Record]:
+    """Let shard `number` take one message. Returns what the writer has to know, in order."""
     facts: Facts | None = None
+    ended: Facts | None = None
     match message:
         case cmd.TradeBatch(trades):
             facts = shard.apply_trades(trades)
         case cmd.Tick(minute_ms):
             sealed = shard.tick(minute_ms)
-            return cmd.Sealed(number, shard.minute_ms, sealed, shard.newborn_bars())
+            return [cmd.Sealed(number, shard.minute_ms, sealed, shard.newborn_bars())]
         case cmd.FeedLive(symbols, since_ms):
             shard.feed_live(symbols, since_ms)
         case cmd.FeedLost(symbols, lost_ms):
@@ -29,6 +30,8 @@ def apply(number: int, shard: Shard, message: cmd.Message) -> cmd.Record | None:
         case cmd.ReplaceMinutes(symbol, minutes, stored):
             facts = shard.replace_minutes(symbol, minutes, stored)
         case cmd.AddSymbol():
+            # Two records where the ticker is reused: its bars of before belong to another contract.
+            ended = shard.end_symbol_before(message.symbol, message.onboard_ms)
             facts = shard.add_symbol(
                 message.symbol,
                 message.price,
@@ -39,10 +42,10 @@ def apply(number: int, shard: Shard, message: cmd.Message) -> cmd.Record | None:
         case cmd.RemoveSymbol(symbol, delivery_ms):
             facts = shard.remove_symbol(symbol, delivery_ms)
         case cmd.ReportOpenBars():
-            return cmd.OpenBars(number, shard.open_bars())
+            return [cmd.OpenBars(number, shard.open_bars())]
         case cmd.ReportSeeds():
-            return cmd.Seeds(number, shard.minute_ms, shard.seeds())
-    return cmd.Amended(number, facts) if facts else None
+            return [cmd.Seeds(number, shard.minute_ms, shard.seeds())]
+    return [cmd.Amended(number, part) for part in (ended, facts) if part]
 
 
 async def run_worker(
@@ -59,6 +62,5 @@ async def run_worker(
     """
     async with receive, send:
         async for message in receive:
-            record = apply(number, shard, message)
-            if record is not None:
+            for record in apply(number, shard, message):
                 await send.send(record)

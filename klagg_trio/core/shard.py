@@ -113,6 +113,7 @@ class _Longer:
 
     interval: Interval
     bar: Bar
+    """Its source is SUSPECT once a restatement left it inexact, and says nothing before."""
     unofficial_minutes: int = 0
     previous: Bar | None = None
     previous_unofficial_minutes: int = 0
@@ -230,14 +231,11 @@ class Shard:
         owed to repair where the listing was long ago.
         """
         facts = Facts()
-        known = self.states.get(symbol)
-        if known is not None:
-            if known.onboard_ms >= onboard_ms:
-                return facts
-            self._freeze(known, facts)  # the ticker is reused by a new contract
+        if symbol in self.states:
+            return facts
         listed_ms = MINUTE.floor(onboard_ms)
         recent = self.minute_ms - SEED_FILL_MS_MAX <= listed_ms <= self.minute_ms
-        first_ms = listed_ms if recent and known is None else self.minute_ms
+        first_ms = listed_ms if recent else self.minute_ms
         longer = []
         for interval in self._longer_intervals:
             if interval.name == "3d":
@@ -264,6 +262,14 @@ class Shard:
             self._seal_minute(state, facts)
         facts.listings.append(Listing(symbol, onboard_ms, delivery_ms, three_day_phase_ms))
         facts.events.append(Event(self.minute_ms, "listed", symbol, f"seeded at {price}"))
+        return facts
+
+    def end_symbol_before(self, symbol: str, onboard_ms: int) -> Facts:
+        """Seal and freeze a symbol whose ticker a contract listed at `onboard_ms` has taken."""
+        facts = Facts()
+        state = self.states.get(symbol)
+        if state is not None and state.onboard_ms < onboard_ms:
+            self._freeze(state, facts)
         return facts
 
     def remove_symbol(self, symbol: str, delivery_ms: int) -> Facts:
@@ -531,13 +537,15 @@ class Shard:
                 running.absorb(bar)
             longer.unofficial_minutes += 1
             if running.end_ms <= end_ms:
-                running.source = self._source_of_longer(state, running, longer.unofficial_minutes)
+                longer.previous = running
+                if running.source == Source.SUSPECT:
+                    longer.previous = None  # the store keeps it suspect until it is official
+                else:
+                    unofficial = longer.unofficial_minutes
+                    running.source = self._source_of_longer(state, running, unofficial)
                 sealed.append(BarFact(state.symbol, longer.interval.name, running))
                 counts.sealed += 1
-                longer.previous, longer.bar = (
-                    running,
-                    newborn(running.end_ms, longer.interval.end(running.end_ms), price),
-                )
+                longer.bar = newborn(running.end_ms, longer.interval.end(running.end_ms), price)
                 longer.previous_unofficial_minutes = longer.unofficial_minutes
                 longer.unofficial_minutes = 0
         state.last_close = price
@@ -594,7 +602,8 @@ class Shard:
             if longer.bar.open_ms >= self.minute_ms:
                 continue  # it would have begun with the end
             bar = longer.bar.copy()
-            bar.source = self._source_of_longer(state, bar, longer.unofficial_minutes)
+            if bar.source != Source.SUSPECT:
+                bar.source = self._source_of_longer(state, bar, longer.unofficial_minutes)
             facts.sealed.append(BarFact(state.symbol, longer.interval.name, bar))
             self.bars.sealed += 1
         del self.states[state.symbol]
@@ -712,7 +721,8 @@ class Shard:
         if longer.bar.open_ms <= new.open_ms:
             exact = old is not None and longer.bar.replace(old, new)
             longer.unofficial_minutes -= turned_official
-            if not exact:
+            if not exact and longer.bar.source != Source.SUSPECT:
+                longer.bar.source = Source.SUSPECT
                 text = f"{longer.interval.name} needs its official bar"
                 facts.events.append(Event(new.open_ms, "inexact", state.symbol, text))
         elif previous is not None and previous.open_ms <= new.open_ms < previous.end_ms:
@@ -848,8 +858,11 @@ class Shard:
                 for longer in state.longer:
                     bar = longer.bar.copy()
                     bar.absorb(minute)
-                    bar.source = self._source_of_longer(state, bar, 1 + longer.unofficial_minutes)
-                    if minute.source == Source.SUSPECT:
+                    if Source.SUSPECT not in (bar.source, minute.source):
+                        bar.source = self._source_of_longer(
+                            state, bar, 1 + longer.unofficial_minutes
+                        )
+                    else:
                         bar.source = Source.SUSPECT
                     facts.append(BarFact(state.symbol, longer.interval.name, bar))
         finally:

@@ -22,6 +22,7 @@ longer than a day, the bar becomes suspect instead: repair then asks for the off
 
 from __future__ import annotations
 
+import datetime
 import math
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
@@ -60,6 +61,9 @@ CACHE_KIB: Final = 16_384
 
 FLOAT_DIGITS: Final = 15
 """Every decimal of up to 15 digits survives the way through a float64 (DBL_DIG of C)."""
+
+REPLACED_MARK: Final = "@"
+"""Between the ticker of a contract whose ticker was reused, and the date of its listing."""
 
 NEVER_MS: Final = 4_133_404_800_000
 """2100-12-25, what the exchange gives as the delivery time of a perpetual contract."""
@@ -356,6 +360,10 @@ class Database:
             self._lives[number] = Listing(*listing)
 
     def _put_symbol(self, listing: Listing, status: str) -> int:
+        """Take up a symbol, or what is new about it. A reused ticker is a new symbol."""
+        known = self._ids.get(listing.symbol)
+        if known is not None and 0 < self._lives[known].onboard_ms < listing.onboard_ms:
+            self._rename(known)
         number: int = self._connection.execute(
             "INSERT INTO symbols (symbol, onboard_ms, delivery_ms, three_day_phase_ms, status)"
             " VALUES (?, ?, ?, ?, ?) ON CONFLICT (symbol) DO UPDATE SET"
@@ -368,6 +376,22 @@ class Database:
         self._folded.setdefault(number, 0)
         self._lives[number] = listing
         return number
+
+    def _rename(self, number: int) -> None:
+        """Free the ticker of a contract that is gone: its bars stay, under another name.
+
+        What a new contract trades under an old ticker has nothing to do with the old one's prices;
+        the exchange too serves the new one's bars only.
+        """
+        life = self._lives[number]
+        self._end(life.symbol)
+        name = f"{life.symbol}{REPLACED_MARK}{_date(life.onboard_ms)}"
+        self._connection.execute(
+            "UPDATE symbols SET symbol = ?, status = 'REPLACED' WHERE id = ?", (name, number)
+        )
+        del self._ids[life.symbol]
+        self._ids[name] = number
+        self._lives[number] = life._replace(symbol=name)
 
     def _end(self, symbol: str) -> None:
         """Note that a symbol has ended: it has no running bars any more."""
@@ -517,6 +541,11 @@ def open_reader(path: Path) -> sqlite3.Connection:
             connection.close()
             raise
         return connection
+
+
+def _date(at_ms: int) -> str:
+    """Return the UTC date and time of a listing, as part of a name."""
+    return f"{datetime.datetime.fromtimestamp(at_ms / 1_000, datetime.UTC):%Y%m%dT%H%M}"
 
 
 def _row(number: int, code: int, bar: Bar) -> Row:

@@ -11,7 +11,7 @@ from klagg_trio.core.intervals import DAY_MS
 from klagg_trio.core.shard import AHEAD_MS_MAX, HELD_MINUTES
 
 from .desk import SYMBOL, Desk, ms, official, trade
-from .naive import MINUTE, nine
+from .naive import MINUTE, NaiveStore, nine
 from .world import FAR
 
 
@@ -297,16 +297,25 @@ def test_a_symbol_announced_twice_is_taken_up_once():
 
 
 def test_a_reused_ticker_begins_a_new_life():
-    """A later onboard time freezes the old contract; no minute is sealed twice."""
+    """A later onboard time freezes the old contract; the new one has its own bars from its start."""
     desk = Desk("5m")
     add(desk, onboard=0)
     desk.tick(7)
+    assert not desk.shard.end_symbol_before("NEWUSDT", ms(0))
+    ended = desk.take(desk.shard.end_symbol_before("NEWUSDT", ms(6.2)))
+    assert [event.kind for event in ended.events] == ["delisted"]
+    assert ended.ended == ["NEWUSDT"]
+    assert [(fact.symbol, fact.interval) for fact in ended.sealed] == [("NEWUSDT", "5m")]
+    assert [at for name, at in desk.store.sealed_minutes if name == "NEWUSDT"] == [
+        ms(m) for m in range(7)
+    ]
+    desk.store = NaiveStore()  # the new contract's bars are not kept with the old one's
     facts = add(desk, onboard=6.2, cents=900)
-    assert [event.kind for event in facts.events] == ["delisted", "listed"]
-    assert ("NEWUSDT", "5m") in [(fact.symbol, fact.interval) for fact in facts.sealed]
+    assert [event.kind for event in facts.events] == ["listed"]
+    assert facts.listings == [("NEWUSDT", ms(6.2), FAR, 0)]
     desk.tick(9)
     sealed = [at for name, at in desk.store.sealed_minutes if name == "NEWUSDT"]
-    assert sealed == [ms(m) for m in range(9)]
+    assert sealed == [ms(m) for m in (6, 7, 8)]
     assert desk.shard.states["NEWUSDT"].last_close == Decimal("9")
 
 

@@ -519,6 +519,22 @@ def test_symbol_that_ended_has_no_running_bars(database):
     assert status.fetchall() == [("AUSDT", "ENDED"), ("BUSDT", "TRADING")]
 
 
+def test_reused_ticker_is_a_new_symbol(database):
+    """The old contract's bars keep another name; the new one's begin under the ticker."""
+    old = listing(onboard_ms=MIDNIGHT_MS)
+    database.commit(None, [old, sealed(fact(0))], [fact(1)])
+    new = listing(onboard_ms=MIDNIGHT_MS + 2 * MINUTE_MS)
+    database.commit(None, [Facts(ended=["AUSDT"]), new, sealed(fact(2), fact(3))])
+    assert rows(database, columns="symbol, open_time") == [
+        ("AUSDT", MIDNIGHT_MS + 2 * MINUTE_MS),
+        ("AUSDT", MIDNIGHT_MS + 3 * MINUTE_MS),
+        ("AUSDT@20250101T0000", MIDNIGHT_MS),
+    ]
+    assert open_rows(database) == []
+    status = database._connection.execute("SELECT symbol, status FROM symbols ORDER BY 1")
+    assert status.fetchall() == [("AUSDT", "TRADING"), ("AUSDT@20250101T0000", "REPLACED")]
+
+
 def test_newest_events_are_kept(database, monkeypatch):
     """The journal is bounded; the oldest go."""
     monkeypatch.setattr(module, "EVENTS_MAX", 3)
