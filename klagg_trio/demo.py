@@ -1,26 +1,25 @@
 """`klagg demo`: the simulator, a backfill and a run in one process, on accelerated time.
 
 Everything runs under one Trio clock. With `speed` X it runs X times as fast as the real one, over
-real loopback sockets; with speed "max" the clock jumps whenever nothing is left to do, over memory
-streams. Afterwards the stored bars are held against the simulator's official klines, which come
-from its raw trades by code that shares nothing with klagg's.
+real loopback sockets; with infinite speed the clock jumps whenever nothing is left to do, over
+memory streams. After the time asked for the faults end, and it goes on until everything up to then
+is repaired and audited. Then the stored bars are checked (`check.py`).
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
-import sqlite3
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import trio
 import trio.testing
 
 from klagg_trio.backfill import run_backfill
+from klagg_trio.check import DemoSummary, Promise, check_bars, owed_bars
 from klagg_trio.core.intervals import INTERVALS, MINUTE_MS
 from klagg_trio.exchange.clock_probe import AsksProbe, FallbackProbe, RestProbe
 from klagg_trio.exchange.rest import HttpxRest
@@ -28,8 +27,9 @@ from klagg_trio.exchange.stream import Dial, dial_tcp
 from klagg_trio.exchange.weight import WeightGate
 from klagg_trio.nursery_app import App, Edge, RunReport, Watch, run_app
 from klagg_trio.settings import Settings
+from klagg_trio.sim.faults import NONE, FaultRates, Faults, SkewedClock
 from klagg_trio.sim.server import SimExchange, SimOptions
-from klagg_trio.store.database import Database, open_reader
+from klagg_trio.store.database import Database
 from klagg_trio.store.start_snapshot import read_snapshot
 from klagg_trio.store.thread import one_thread, run_inline
 
@@ -46,6 +46,15 @@ HICCUP_S: Final = 0.5
 FEED_PAUSE_MS: Final = 100
 """Rest after a read, on accelerated time: 60 times faster this is the usual pause."""
 
+SIM_STEP_MS: Final = 250
+"""The simulator pushes in steps of this, on accelerated time."""
+
+DRAIN_MINUTES_MAX: Final = 60
+"""Simulated minutes after the end in which all has to be repaired and audited."""
+
+ROTATE_SHARE: Final = 0.6
+"""Connections are rotated at this share of the life that the faults leave them."""
+
 
 @dataclass(frozen=True, slots=True)
 class DemoOptions:
@@ -57,110 +66,105 @@ class DemoOptions:
     """Simulated seconds a second; infinity for as fast as the processor allows."""
     symbols: int = 45
     seed: int = 1
-    faults: str = "none"
+    faults: FaultRates = NONE
+    """What goes wrong from the start of the run to the end of the minutes."""
     intervals: tuple[str, ...] = tuple(INTERVALS)
     data_dir: Path | None = None
     """Where the database goes; None for a temporary folder."""
-
-
-@dataclass(frozen=True, slots=True)
-class DemoSummary:
-    """What came of it. `holes` and `differing_bars` must be 0."""
-
-    simulated_minutes: int
-    symbols: int
-    intervals: int
-    sealed_bars: int
-    expected_bars: int
-    holes: int
-    compared_bars: int
-    differing_bars: int
-    suspect_bars: int
-    trades_received: int
-    trades_in_bars: int
-    duplicates: int
-    late: int
-    rejected: int
-    not_ours: int
-    added_symbols: int
-    weight_peak_percent: float
-    differences: tuple[str, ...] = ()
-    """The first few holes and differences, in words."""
-
-    @property
-    def ok(self) -> bool:
-        """Whether nothing is missing, nothing differs, and every trade is accounted for."""
-        accounted = (
-            self.trades_in_bars + self.duplicates + self.late + self.rejected + self.not_ours
-        )
-        return not self.holes and not self.differing_bars and accounted == self.trades_received
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the summary for `--json`."""
-        return {**dataclasses.asdict(self), "ok": self.ok}
+    market: SimOptions = field(default_factory=lambda: SimOptions(step_ms=SIM_STEP_MS))
+    """Of the market; its seed, symbols and start are those of the demo."""
 
 
 def run_demo(options: DemoOptions, *, watch: Watch | None = None) -> DemoSummary:
     """Run the demo and check its bars. `watch` draws what the function it is given reads."""
-    in_memory = math.isinf(options.speed)
     clock = (
         trio.testing.MockClock(autojump_threshold=0)
-        if in_memory
+        if math.isinf(options.speed)
         else trio.testing.MockClock(rate=options.speed)
     )
     if options.data_dir is not None:
         options.data_dir.mkdir(parents=True, exist_ok=True)
-        return trio.run(_run, options, options.data_dir, watch, clock=clock)
+        return trio.run(run_stage, options, options.data_dir, watch, clock=clock)
     with tempfile.TemporaryDirectory(prefix="klagg-demo-") as folder:
-        return trio.run(_run, options, Path(folder), watch, clock=clock)
+        return trio.run(run_stage, options, Path(folder), watch, clock=clock)
 
 
-async def _run(options: DemoOptions, data_dir: Path, watch: Watch | None) -> DemoSummary:
-    """Bring up the exchange, fill, run, and compare."""
+async def run_stage(
+    options: DemoOptions, data_dir: Path, watch: Watch | None = None
+) -> DemoSummary:
+    """Bring up the exchange, fill, run, drain, and check, on the Trio clock that is running."""
 
-    def now_ms() -> int:
+    def wall_ms() -> int:
         return START_MS + int(trio.current_time() * 1000)
 
-    exchange = SimExchange(
-        SimOptions(seed=options.seed, symbols=options.symbols, start_ms=START_MS), now_ms=now_ms
+    clock = SkewedClock.drawn(wall_ms, options.faults, options.seed)
+    market = replace(
+        options.market, seed=options.seed, symbols=options.symbols, start_ms=clock(), straddle=True
     )
+    exchange = SimExchange(market, now_ms=clock, faults=Faults(options.seed))
+    exchange.faults.clock = clock
     async with trio.open_nursery() as outside:
         await outside.start(exchange.run)
-        settings, edge = await _connect(options, data_dir, exchange, outside, now_ms)
+        settings, edge = await _connect(options, data_dir, exchange, outside, wall_ms)
         database = Database.open(data_dir / "klagg.db")
         try:
             await run_backfill(
                 settings, edge.rest, database=database, run_in_thread=edge.run_in_thread
             )
-            start = read_snapshot(data_dir / "initial_state.cbor")
-            end_ms = start.cut_ms + (options.minutes + 1) * MINUTE_MS
-            stop = trio.Event()
-            report: RunReport | None = None
-            async with trio.open_nursery() as inside:
-                app = None
-
-                async def run(task_status: trio.TaskStatus[App]) -> None:
-                    nonlocal report
-                    report = await run_app(
-                        settings,
-                        edge,
-                        database=database,
-                        start=start,
-                        stop=stop,
-                        watch=watch,
-                        task_status=task_status,
-                    )
-
-                app = await inside.start(run)
-                await _wait_until(lambda: app.writer.statistics().committed_minute_ms >= end_ms)
-                stop.set()
-            assert report is not None
+            promise, report = await _run(options, settings, edge, database, exchange, watch)
         finally:
             database.close()
             await edge.rest.aclose()
-        summary = _check(options, data_dir, exchange, report, edge)
+        summary = check_bars(promise, data_dir / "klagg.db", exchange, report)
         outside.cancel_scope.cancel()
     return summary
+
+
+async def _run(
+    options: DemoOptions,
+    settings: Settings,
+    edge: Edge,
+    database: Database,
+    exchange: SimExchange,
+    watch: Watch | None,
+) -> tuple[Promise, RunReport]:
+    """Run the app for the minutes asked for, end the faults, and wait until nothing is owed."""
+    start = read_snapshot(settings.data_dir / "initial_state.cbor")
+    end_ms = start.cut_ms + (options.minutes + 1) * MINUTE_MS
+    stop = trio.Event()
+    reports: list[RunReport] = []
+
+    async def run(task_status: trio.TaskStatus[App]) -> None:
+        report = await run_app(
+            settings,
+            edge,
+            database=database,
+            start=start,
+            stop=stop,
+            watch=watch,
+            task_status=task_status,
+        )
+        reports.append(report)
+
+    async with trio.open_nursery() as nursery:
+        app = await nursery.start(run)
+        exchange.faults.rates = options.faults
+        await _wait_until(lambda: app.writer.statistics().committed_minute_ms >= end_ms)
+        exchange.faults.rates = NONE
+        exchange.faults.heal()
+        with trio.move_on_after(DRAIN_MINUTES_MAX * 60):
+            await _wait_until(lambda: _is_drained(app, end_ms))
+        stop.set()
+    return Promise(options.minutes, end_ms), reports[0]
+
+
+def _is_drained(app: App, end_ms: int) -> bool:
+    """Whether everything before `end_ms` is repaired and audited, in memory and on disk."""
+    return (
+        not app.owes_before(end_ms)
+        and app.auditor.audited_until_ms() >= end_ms
+        and not owed_bars(app.settings.data_dir / "klagg.db", end_ms)
+    )
 
 
 async def _connect(
@@ -168,7 +172,7 @@ async def _connect(
     data_dir: Path,
     exchange: SimExchange,
     nursery: trio.Nursery,
-    now_ms: Callable[[], int],
+    wall_ms: Callable[[], int],
 ) -> tuple[Settings, Edge]:
     """Make the settings and the edge that lead to the simulator, over sockets or memory.
 
@@ -200,6 +204,8 @@ async def _connect(
         since="2h",
         offset_refresh_s=60.0,
         snapshot_every_s=120.0,
+        audit_every_s=max(60.0, options.symbols / 10),
+        rotate_after_s=max(60.0, (options.faults.life_s or 86_400.0) * ROTATE_SHARE),
     )
     gate = WeightGate(share=settings.weight_share)
     rest = HttpxRest(rest_url, gate, transport=transport)
@@ -210,92 +216,12 @@ async def _connect(
         probe=probe if in_memory else FallbackProbe(AsksProbe(rest_url), probe),
         dial=dial,
         run_in_thread=run_in_thread,
-        wall_ms=now_ms,
+        wall_ms=wall_ms,
     )
     return settings, edge
 
 
 async def _wait_until(reached: Callable[[], bool]) -> None:
-    """Look every half second: the parts of the app count, they do not call back."""
+    """Look every second: the parts of the app count, they do not call back."""
     while not reached():  # noqa: ASYNC110
-        await trio.sleep(0.5)
-
-
-# -- The check: stored bars against the simulator's official klines ---------------------------
-
-_FIELDS: Final = (
-    "open, high, low, close, volume, quote_volume, count, taker_buy_volume, taker_buy_quote_volume"
-)
-_DIFFERENCES_TOLD: Final = 10
-
-
-def _check(
-    options: DemoOptions, data_dir: Path, exchange: SimExchange, report: RunReport, edge: Edge
-) -> DemoSummary:
-    """Hold every sealed bar against the official one; count holes by the official calendar."""
-    vitals = report.vitals
-    last_ms = vitals.writer.committed_minute_ms
-    connection = open_reader(data_dir / "klagg.db")
-    told: list[str] = []
-    sealed = expected = holes = compared = differing = suspect = 0
-    try:
-        pairs = connection.execute(
-            "SELECT symbol, interval, min(open_time) FROM klines GROUP BY symbol, interval"
-        ).fetchall()
-        for symbol, interval, first_ms in pairs:
-            stored = _stored(connection, symbol, interval)
-            sealed += len(stored)
-            suspect += sum(source == "suspect" for source, _ in stored.values())
-            for official in exchange.official_klines(symbol, interval, first_ms, last_ms):
-                if official.close_time >= last_ms:
-                    continue
-                expected += 1
-                row = stored.get(official.open_time)
-                if row is None:
-                    holes += 1
-                    told.append(f"hole: {symbol} {interval} {official.open_time}")
-                    continue
-                source, values = row
-                if source in ("suspect", "official"):
-                    continue
-                compared += 1
-                if values != official.floats():
-                    differing += 1
-                    told.append(
-                        f"differs: {symbol} {interval} {official.open_time} {source} "
-                        f"stored {values} official {official.floats()}"
-                    )
-    finally:
-        connection.close()
-    trades = vitals.trades
-    return DemoSummary(
-        simulated_minutes=options.minutes,
-        symbols=vitals.symbols,
-        intervals=len(vitals.intervals),
-        sealed_bars=sealed,
-        expected_bars=expected,
-        holes=holes,
-        compared_bars=compared,
-        differing_bars=differing,
-        suspect_bars=suspect,
-        trades_received=vitals.received,
-        trades_in_bars=trades.in_bars,
-        duplicates=trades.duplicate,
-        late=trades.late,
-        rejected=trades.rejected,
-        not_ours=trades.not_ours,
-        added_symbols=len(report.added),
-        weight_peak_percent=edge.gate.peak_percent,
-        differences=tuple(told[:_DIFFERENCES_TOLD]),
-    )
-
-
-def _stored(
-    connection: sqlite3.Connection, symbol: str, interval: str
-) -> dict[int, tuple[str, tuple[float, ...]]]:
-    """Return source and values of the stored bars of one series, by open time."""
-    rows = connection.execute(
-        f"SELECT open_time, source, {_FIELDS} FROM klines WHERE symbol = ? AND interval = ?",
-        (symbol, interval),
-    )
-    return {open_ms: (source, tuple(values)) for open_ms, source, *values in rows}
+        await trio.sleep(1.0)

@@ -216,10 +216,15 @@ class App:
             repaired_minutes=self.repair.repaired_minutes,
             audit=self.auditor.statistics(),
             rotations=self.feeds.rotations,
+            reconnects=self.feeds.counts.reconnects,
             busiest=tuple(map(self._symbol_vitals, by_trades)),
             newest=tuple(map(self._symbol_vitals, by_age)),
             events=tuple(self.writer.recent_events()),
         )
+
+    def owes_before(self, end_ms: int) -> bool:
+        """Whether a minute before `end_ms` is suspect."""
+        return any(state.suspects.meets(0, end_ms) for state in self._states())
 
     def bar_counts(self) -> BarCounts:
         """Return the bars of all shards, added up."""

@@ -138,6 +138,7 @@ class Vitals:
     """Minutes replaced by official ones since the start."""
     audit: AuditVitals | None = None
     rotations: int = 0
+    reconnects: int = 0
     busiest: tuple[SymbolVitals, ...] = ()
     newest: tuple[SymbolVitals, ...] = ()
     events: tuple[Event, ...] = field(default=())

@@ -32,7 +32,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "nursery_app": EDGE | set(TASKS),
     # The oracle shares nothing with what it is to judge.
     "sim": {"sim"},
-    "demo": EDGE | set(TASKS) | {"sim", "backfill", "nursery_app"},
+    "check": {"core", "store", "sim", "nursery_app"},
+    "demo": EDGE | set(TASKS) | {"sim", "backfill", "nursery_app", "check"},
     "commands": {"*"},
     "cli": {"core", "settings", "commands"},
     "__main__": {"cli"},

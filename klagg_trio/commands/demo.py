@@ -12,9 +12,11 @@ from typing import Final
 import click
 
 from klagg_trio import dashboard
+from klagg_trio.check import DemoSummary
 from klagg_trio.commands import EXIT_FINDINGS
 from klagg_trio.commands.start import locked
-from klagg_trio.demo import DemoOptions, DemoSummary, run_demo
+from klagg_trio.demo import DemoOptions, run_demo
+from klagg_trio.sim.faults import PROFILES
 
 CHECK_MINUTES: Final = 10
 """Simulated minutes where nothing is watched: enough for a check."""
@@ -41,7 +43,7 @@ def run_command(
         speed=_speed(speed),
         symbols=symbols,
         seed=seed,
-        faults=faults,
+        faults=PROFILES[faults],
         data_dir=None if data_dir is None else Path(data_dir),
     )
     watch = dashboard.run_dashboard if watched else dashboard.run_status_line

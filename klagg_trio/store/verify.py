@@ -81,6 +81,11 @@ class Check(NamedTuple):
 CHECKS: Final = (
     Check("calendar", "open_time = {floor}", "no bar of this interval opens then"),
     Check(
+        "source",
+        "source IN ('trades', 'flat', 'suspect', 'official')",
+        "there is no such source",
+    ),
+    Check(
         "prices",
         "0 < low AND low <= open AND low <= close AND open <= high AND close <= high"
         " AND high < 9e999",
@@ -108,11 +113,6 @@ CHECKS: Final = (
         "count",
         "source NOT IN ('trades', 'official') OR (count = 0) = (volume = 0)",
         "trades without volume, or volume without trades",
-    ),
-    Check(
-        "source",
-        "source IN ('trades', 'flat', 'suspect', 'official')",
-        "there is no such source",
     ),
     Check("close_time", "close_time = {end} - 1", "not the last millisecond before the next bar"),
 )
@@ -147,9 +147,11 @@ _VALUES: Final = (
 _PRICES: Final = _VALUES[:4]
 
 Row = tuple[Any, ...]
-"""Open time, the nine values, minutes, weakness, and the number of the check that fails, or -1."""
+"""Open time and the nine values; how many minutes are in them, and the open time of the first and
+the last of these; weakness; the number of the check that fails, or -1."""
 
-_OPEN_TIME, _COUNT, _MINUTES, _WEAK, _FAILED = 0, 1 + _VALUES.index("count"), 10, 11, 12
+_OPEN_TIME, _COUNT = 0, 1 + _VALUES.index("count")
+_MINUTES, _FIRST, _LAST, _WEAK, _FAILED = range(10, 15)
 
 
 def verify(path: Path) -> list[Finding]:
@@ -222,13 +224,13 @@ class _Listing(NamedTuple):
         """End of its last minute."""
         return MINUTE.floor(self.delivery_ms + MINUTE_MS - 1)
 
-    def minutes_within(self, open_ms: int, end_ms: int) -> int:
-        """Return how many minutes of a span there can be. An earlier contract's are all of it."""
+    def span_within(self, open_ms: int, end_ms: int) -> tuple[int, int]:
+        """Return what of a bar's span was traded in. Of an earlier contract's it is all."""
         if open_ms < self.first_ms < end_ms:
             open_ms = self.first_ms
         if open_ms < self.end_ms < end_ms:
             end_ms = self.end_ms
-        return (end_ms - open_ms) // MINUTE_MS
+        return open_ms, end_ms
 
 
 class _SymbolCheck:
@@ -274,7 +276,7 @@ class _SymbolCheck:
             for number, condition in enumerate(conditions)
         )
         cursor = self._connection.execute(
-            f"SELECT open_time, {', '.join(_VALUES)}, 1, {_WEAKNESS},"
+            f"SELECT open_time, {', '.join(_VALUES)}, 1, open_time, open_time, {_WEAKNESS},"
             f" CASE WHEN {' AND '.join(conditions)} THEN -1 {failed} END"
             f" FROM {view} WHERE symbol = :symbol AND interval = :interval ORDER BY open_time",
             {
@@ -457,9 +459,12 @@ class _Longer:
                 self._compare_one(stored, bar)
 
     def _is_whole(self, bar: Row) -> bool:
+        """Whether all of its minutes are stored, and none of another contract's."""
         open_ms = bar[_OPEN_TIME]
         end_ms = self.series.interval.end(open_ms)
-        return bool(self.series.listing.minutes_within(open_ms, end_ms) == bar[_MINUTES])
+        first_ms, end_ms = self.series.listing.span_within(open_ms, end_ms)
+        minutes = (end_ms - first_ms) // MINUTE_MS
+        return bar[_MINUTES : _LAST + 1] == (minutes, first_ms, end_ms - MINUTE_MS)
 
     def _compare_one(self, stored: Row, merged: Row) -> None:
         weak, weakest = stored[_WEAK], merged[_WEAK]
@@ -481,7 +486,7 @@ def _merged(columns: Sequence[Row], first: int, after: int, open_ms: int) -> Row
     Without trades its prices are the range of what its flat parts are at: after a repair they need
     not all be at the same price.
     """
-    _, opens, highs, lows, closes, *sums, minutes, weakness, _ = columns
+    _, opens, highs, lows, closes, *sums, minutes, firsts, lasts, weakness, _ = columns
     volumes, quote_volumes, counts, taker_volumes, taker_quote_volumes = sums
     count = sum(counts[first:after])
     if count and 0 in counts[first:after]:
@@ -505,6 +510,8 @@ def _merged(columns: Sequence[Row], first: int, after: int, open_ms: int) -> Row
         math.fsum(taker_volumes[first:after]),
         math.fsum(taker_quote_volumes[first:after]),
         sum(minutes[first:after]),
+        firsts[first],
+        lasts[after - 1],
         max(weakness[first:after]),
         -1,
     )
