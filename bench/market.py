@@ -1,7 +1,7 @@
 """Recorded-like trades for the benchmarks, as columns, as websocket frames, and as expected bars.
 
-A market is drawn from a seed: symbols from busy to nearly dead (the busiest of 500 makes a tenth of
-all trades), prices and quantities with the digits of their contract, aggregates that hold one to a
+A market is drawn from a seed: the busiest of 500 symbols makes a thirteenth of all trades, the
+quietest a two-hundredth of that; prices and quantities with the digits of their contract, aggregates that hold one to a
 few raw trades, some 210 bytes a frame in the form of binance.md section 6. The bars to expect are
 added up here in whole numbers, by code that shares nothing with klagg.
 

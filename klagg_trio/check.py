@@ -190,8 +190,8 @@ def _series(connection: sqlite3.Connection) -> Iterator[_Series]:
         " s.status = 'REPLACED' FROM klines AS k JOIN symbols AS s ON s.symbol = k.symbol"
         " GROUP BY k.symbol, k.interval"
     ).fetchall()
-    for *values, replaced in rows:
-        yield _Series(*values, bool(replaced))
+    for symbol, interval, first_ms, onboard_ms, delivery_ms, replaced in rows:
+        yield _Series(symbol, interval, first_ms, onboard_ms, delivery_ms, bool(replaced))
 
 
 def _check_series(

@@ -148,7 +148,14 @@ class App:
             run_in_thread=edge.run_in_thread,
         )
         self.repair = Repair(
-            self.shards, self.inboxes, rest=edge.rest, now_ms=self.clock.now_ms, note=self.note
+            self.shards,
+            self.inboxes,
+            self.to_writer,
+            rest=edge.rest,
+            database_path=data_dir / "klagg.db",
+            run_in_thread=edge.run_in_thread,
+            now_ms=self.clock.now_ms,
+            note=self.note,
         )
         self.auditor = Auditor(
             self.shards,

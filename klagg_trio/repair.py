@@ -13,6 +13,10 @@ is asked for only `SETTLE_MS` after its end, since the exchange's REST side lags
 that waited longest first. What differs is judged (`core/audit.py`), counted for the score, and
 replaced by the official bar in the same way.
 
+Suspect bars that no shard remembers are found on disk, by a sweep now and then: longer bars whose
+minutes are right but do not tell them exactly, and bars of symbols that have ended. Each of them is
+replaced by the exchange's own bar of that interval, which goes straight to the writer.
+
 Both spend REST weight through the one gate, repair before audit.
 """
 
@@ -30,11 +34,11 @@ from klagg_trio import cmd
 from klagg_trio.core.audit import CHAIN_MAX, Verdict, judge
 from klagg_trio.core.bar import Bar, Source
 from klagg_trio.core.errors import RemoteError
-from klagg_trio.core.facts import Event
+from klagg_trio.core.facts import BarFact, Event, Facts
 from klagg_trio.core.intervals import DAY_MS, HOUR_MS, MINUTE, MINUTE_MS
 from klagg_trio.core.shard import Shard, SymbolState
 from klagg_trio.exchange.rest import Priority, Rest
-from klagg_trio.store.database import bar_of, open_reader, select_bars
+from klagg_trio.store.database import bar_of, open_reader, select_bars, select_suspects
 from klagg_trio.store.thread import RunInThread
 from klagg_trio.vitals import AuditVitals
 
@@ -55,6 +59,15 @@ IDLE_S: Final = 1.0
 
 RETRY_S: Final = 30.0
 """Pause before a symbol is asked for again that the exchange had no bars for, or refused."""
+
+SWEEP_S: Final = 60.0
+"""Between two looks for suspect bars on disk."""
+
+SWEEP_BARS_MAX: Final = 5_000
+"""Bars looked at by one sweep; the next one goes on from there."""
+
+SWEEP_RETRY_S: Final = 600.0
+"""Pause before a series is asked for again that the exchange could not serve."""
 
 AUDIT_PAGE: Final = CHEAP_PAGE - CHAIN_MAX
 """Minutes audited at once; the page also holds the minutes that a straddle may reach into."""
@@ -77,14 +90,23 @@ class Repair:
         self,
         shards: Sequence[Shard],
         inboxes: Sequence[trio.MemorySendChannel[cmd.Message]],
+        to_writer: trio.MemorySendChannel[cmd.Record],
         *,
         rest: Rest,
+        database_path: Path,
+        run_in_thread: RunInThread,
         now_ms: Callable[[], int],
         note: Callable[[Event], None],
     ) -> None:
-        """Read the suspect sets of `shards`, send what replaces them to `inboxes`."""
+        """Read the suspect sets of `shards`, send what replaces them to `inboxes`.
+
+        What only the disk remembers goes to `to_writer`.
+        """
         self._shards = shards
         self._inboxes = inboxes
+        self._to_writer = to_writer
+        self._database_path = database_path
+        self._run_in_thread = run_in_thread
         self._rest = rest
         self._now_ms = now_ms
         self._note = note
@@ -92,7 +114,10 @@ class Repair:
         """Symbols with a request in flight."""
         self._deferred_s: dict[str, float] = {}
         """Symbols not to be asked for before this Trio time."""
+        self._series_deferred_s: dict[tuple[str, str], float] = {}
+        """Series not to be asked for by the sweep before this Trio time."""
         self.repaired_minutes = 0
+        self.repaired_longer = 0
         self.requests = 0
         self.failures = 0
 
@@ -100,6 +125,7 @@ class Repair:
         """Start the fetchers in `nursery`, the one that all sources share."""
         for _ in range(FETCHERS):
             nursery.start_soon(self._fetch_forever)
+        nursery.start_soon(self._sweep_forever)
 
     async def _fetch_forever(self) -> None:
         while True:
@@ -171,6 +197,63 @@ class Repair:
         self._note(Event(self._now_ms(), "repaired", symbol, text))
         # Until the shard has taken the message its set still holds these minutes.
         self._deferred_s[symbol] = trio.current_time() + IDLE_S
+
+    # -- The sweep -----------------------------------------------------------------------------
+
+    async def _sweep_forever(self) -> None:
+        while True:
+            await trio.sleep(SWEEP_S)
+            await self.sweep()
+
+    async def sweep(self) -> None:
+        """Replace the suspect bars on disk that no shard will."""
+        suspects = await self._run_in_thread(suspect_bars, self._database_path, SWEEP_BARS_MAX)
+        settled_ms = self._now_ms() - SETTLE_MS
+        for (symbol, interval), bars in suspects.items():
+            wanted = [span for span in bars if span[1] <= settled_ms]
+            wanted = [span for span in wanted if not self._is_remembered(symbol, span)]
+            deferred_s = self._series_deferred_s.get((symbol, interval), 0.0)
+            if wanted and deferred_s <= trio.current_time():
+                await self._replace_stored(symbol, interval, wanted)
+
+    def _is_remembered(self, symbol: str, span: tuple[int, int]) -> bool:
+        """Whether a shard owes the minutes of a bar: they come first, and may make it right."""
+        state = self._shards[cmd.shard_of(symbol, len(self._shards))].states.get(symbol)
+        return state is not None and state.suspects.meets(*span)
+
+    async def _replace_stored(
+        self, symbol: str, interval: str, wanted: Sequence[tuple[int, int]]
+    ) -> None:
+        """Ask for the official bars from the oldest wanted one on, and store those wanted."""
+        key = symbol, interval
+        self.requests += 1
+        try:
+            bars = await self._rest.klines(
+                symbol,
+                interval,
+                start_ms=wanted[0][0],
+                limit=CHEAP_PAGE,
+                priority=Priority.REPAIR,
+            )
+        except RemoteError as error:
+            self.failures += 1
+            self._series_deferred_s[key] = trio.current_time() + SWEEP_RETRY_S
+            self._note(Event(self._now_ms(), "repair failed", symbol, str(error)))
+            return
+        opens = {open_ms for open_ms, _ in wanted}
+        now_ms = self._now_ms()
+        found = [bar for bar in bars if bar.open_ms in opens and bar.end_ms <= now_ms]
+        if not found:
+            self._series_deferred_s[key] = trio.current_time() + SWEEP_RETRY_S
+            return
+        self.repaired_longer += len(found)
+        text = f"{len(found)} bars of {interval} from {_clock(found[0].open_ms)}"
+        facts = Facts(
+            restated=[BarFact(symbol, interval, bar) for bar in found],
+            events=[Event(now_ms, "repaired", symbol, text)],
+        )
+        number = cmd.shard_of(symbol, len(self._shards))
+        await self._to_writer.send(cmd.Amended(number, facts))
 
     def statistics(self) -> RepairVitals:
         """Return what repair has done and still owes."""
@@ -356,6 +439,23 @@ def stored_minutes(path: Path, symbol: str, first_ms: int, last_ms: int) -> dict
     finally:
         connection.close()
     return {open_ms: bar_of(row, open_ms + MINUTE_MS) for open_ms, row in rows.items()}
+
+
+def suspect_bars(path: Path, bars_max: int) -> dict[tuple[str, str], list[tuple[int, int]]]:
+    """Return open time and end of stored suspect bars by symbol and interval, oldest first.
+
+    Tickers that another contract has taken over are left out: the exchange does not serve the bars
+    of the old one any more.
+    """
+    connection = open_reader(path)
+    try:
+        rows = select_suspects(connection, bars_max)
+    finally:
+        connection.close()
+    found: dict[tuple[str, str], list[tuple[int, int]]] = {}
+    for symbol, interval, open_ms, end_ms in rows:
+        found.setdefault((symbol, interval), []).append((open_ms, end_ms))
+    return found
 
 
 def _difference(ours: Bar, official: Bar) -> str:

@@ -19,7 +19,6 @@ import trio
 import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from klagg_trio.store.start_snapshot import read_snapshot
 
 from klagg_trio.backfill import (
     FAILURES_MAX,
@@ -47,6 +46,7 @@ from klagg_trio.core.intervals import (
 from klagg_trio.core.seed import UNKNOWN_ID
 from klagg_trio.exchange import wire
 from klagg_trio.settings import Settings
+from klagg_trio.store.start_snapshot import read_snapshot
 
 NEW_YEAR_MS = 1_735_689_600_000
 """2025-01-01 00:00 UTC, a Wednesday."""

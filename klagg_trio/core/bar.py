@@ -140,6 +140,9 @@ class Bar:
         if not self.count:
             self.open = self.high = self.low = self.close = new.close
             self.first, self.last = _NO_FIRST, _NO_LAST
+            # What was read back from floats may leave a crumb: without trades there is nothing.
+            self.volume = self.quote_volume = ZERO
+            self.taker_buy_volume = self.taker_buy_quote_volume = ZERO
             return True
         if not new.count:
             return False

@@ -598,6 +598,30 @@ def select_bars(
     return {row[0]: row for row in rows}
 
 
+def select_suspects(connection: sqlite3.Connection, limit: int) -> list[tuple[str, str, int, int]]:
+    """Return symbol, interval, open time and end of suspect bars, in that order.
+
+    Reads the tables, not the view: `suspect_bars` is a partial index of the few that there are, and
+    of the recent bars all have to be looked at.
+    """
+    return connection.execute(
+        f"""
+        SELECT s.symbol, i.interval, found.open_time, found.end_time FROM (
+            SELECT symbol, interval, open_time, end_time FROM bars
+            WHERE source = {Source.SUSPECT:d}
+            UNION ALL
+            SELECT b.symbol, b.interval, b.open_time, b.end_time FROM recent_bars AS b
+            JOIN symbols ON symbols.id = b.symbol AND b.end_time > symbols.folded_until
+            WHERE b.source = {Source.SUSPECT:d}
+        ) AS found
+        JOIN symbols AS s ON s.id = found.symbol AND s.status <> 'REPLACED'
+        JOIN intervals AS i ON i.id = found.interval
+        ORDER BY 1, found.interval, 3 LIMIT ?
+        """,
+        (limit,),
+    ).fetchall()
+
+
 def bar_of(row: Row, end_ms: int) -> Bar:
     """Return a stored bar with exact values again, as far as floats tell (see `_is_exact`)."""
     open_ms, *values, source = row

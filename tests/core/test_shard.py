@@ -297,7 +297,7 @@ def test_a_symbol_announced_twice_is_taken_up_once():
 
 
 def test_a_reused_ticker_begins_a_new_life():
-    """A later onboard time freezes the old contract; the new one has its own bars from its start."""
+    """A later onboard time freezes the old contract; the new one has bars of its own."""
     desk = Desk("5m")
     add(desk, onboard=0)
     desk.tick(7)
