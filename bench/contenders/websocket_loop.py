@@ -29,7 +29,7 @@ async def run(as_json: bool) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(watch_lag)
         async with trio_websocket.open_websocket_url(
-            url, ssl_context=context, disconnect_timeout=0.5, message_queue_size=64
+            url, ssl_context=context, disconnect_timeout=0.5
         ) as connection:
             for _ in range(task.source.trades):
                 message = await connection.get_message()

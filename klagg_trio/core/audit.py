@@ -3,7 +3,9 @@
 A futures aggregate carries the time of its first fill, and its 100 ms window is not cut at minute
 boundaries. So fills of the first moments of a minute may be counted in the minute before: that one
 has more than the official bar, the next one has as much less, and the sum of both is right. Such a
-pair, or chain, is a *straddle*. Any other difference is *unexplained*.
+pair, or chain, is a *straddle*. Where the other minute of a pair has been replaced by the official
+one already, its share is gone: a minute beside such a one may have too much before it, or too
+little after it. Any other difference is *unexplained*.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from decimal import Decimal
 from enum import Enum
 from typing import Final
 
-from klagg_trio.core.bar import ZERO, Bar
+from klagg_trio.core.bar import ZERO, Bar, Source
 
 CHAIN_MAX: Final = 3
 """Minutes over which a straddle must cancel out: an aggregate reaches over one boundary, and the
@@ -53,12 +55,12 @@ class Carry:
     @property
     def possible(self) -> bool:
         """Whether it could have been counted early: never less than nothing."""
-        return (
-            self.volume >= 0
-            and self.quote_volume >= 0
-            and self.count >= 0
-            and self.taker_buy_volume >= 0
-        )
+        return min(self.volume, self.quote_volume, self.count, self.taker_buy_volume) >= 0
+
+    @property
+    def missing(self) -> bool:
+        """Whether it could be what a minute before has counted early."""
+        return max(self.volume, self.quote_volume, self.count, self.taker_buy_volume) <= 0
 
 
 def judge(stored: Sequence[Bar], official: Sequence[Bar]) -> list[Verdict]:
@@ -70,16 +72,23 @@ def judge(stored: Sequence[Bar], official: Sequence[Bar]) -> list[Verdict]:
     verdicts: list[Verdict] = []
     carry = Carry()
     chain = 0
+    replaced = False
     for ours, theirs in zip(stored, official, strict=True):
         assert ours.open_ms == theirs.open_ms
-        same = ours.values() == theirs.values()
-        if same and not chain:
+        after_replaced, replaced = replaced, ours.source == Source.OFFICIAL
+        if ours.values() == theirs.values() and (replaced or not chain):
+            if chain:
+                verdicts[-chain:] = [Verdict.STRADDLE] * chain
+                carry, chain = Carry(), 0
             verdicts.append(Verdict.EQUAL)
             continue
         carry.add(ours, theirs)
         chain += 1
         verdicts.append(Verdict.UNEXPLAINED)
-        if carry.settled:
+        if chain == 1 and after_replaced and carry.missing and not carry.settled:
+            verdicts[-1] = Verdict.STRADDLE
+            carry, chain = Carry(), 0
+        elif carry.settled:
             verdicts[-chain:] = [Verdict.STRADDLE] * chain if chain > 1 else verdicts[-1:]
             chain = 0
         elif chain >= CHAIN_MAX or not carry.possible:

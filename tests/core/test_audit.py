@@ -5,7 +5,7 @@ from __future__ import annotations
 from decimal import Decimal
 
 from klagg_trio.core.audit import Verdict, judge
-from klagg_trio.core.bar import Bar
+from klagg_trio.core.bar import Bar, Source
 
 MINUTE_MS = 60_000
 EQUAL, STRADDLE, UNEXPLAINED = Verdict.EQUAL, Verdict.STRADDLE, Verdict.UNEXPLAINED
@@ -59,3 +59,22 @@ def test_a_difference_that_never_cancels_is_unexplained():
 def test_a_wrong_price_alone_is_unexplained():
     """Equal sums with another close are no straddle."""
     assert judge(minutes(5, close="11"), minutes(5)) == [UNEXPLAINED]
+
+
+def beside_official(number, *volumes):
+    """Return minutes of which one has been replaced by the official one."""
+    made = minutes(*volumes)
+    made[number].source = Source.OFFICIAL
+    return made
+
+
+def test_what_belongs_to_a_replaced_minute_is_a_straddle():
+    """Too much before an official minute, or too little after one, may be its other half."""
+    assert judge(beside_official(1, 6, 5), minutes(5, 5)) == [STRADDLE, EQUAL]
+    assert judge(beside_official(0, 5, 4), minutes(5, 5)) == [EQUAL, STRADDLE]
+
+
+def test_too_little_before_a_replaced_minute_is_unexplained():
+    """Nothing is ever counted too late."""
+    assert judge(beside_official(1, 4, 5), minutes(5, 5)) == [UNEXPLAINED, EQUAL]
+    assert judge(beside_official(0, 5, 6), minutes(5, 5)) == [EQUAL, UNEXPLAINED]
