@@ -9,6 +9,7 @@ is repaired and audited. Then the stored bars are checked (`check.py`).
 from __future__ import annotations
 
 import math
+import random
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -20,14 +21,14 @@ import trio.testing
 
 from klagg_trio.backfill import run_backfill
 from klagg_trio.check import DemoSummary, Promise, check_bars, owed_bars
-from klagg_trio.core.intervals import INTERVALS, MINUTE_MS
+from klagg_trio.core.intervals import DAY_MS, DEFAULT_INTERVALS, INTERVALS, MINUTE_MS
 from klagg_trio.exchange.clock_probe import AsksProbe, FallbackProbe, RestProbe
 from klagg_trio.exchange.rest import HttpxRest
 from klagg_trio.exchange.stream import Dial, dial_tcp
 from klagg_trio.exchange.weight import WeightGate
 from klagg_trio.nursery_app import App, Edge, RunReport, Watch, run_app
 from klagg_trio.settings import Settings
-from klagg_trio.sim.faults import NONE, FaultRates, Faults, SkewedClock
+from klagg_trio.sim.faults import NONE, FaultRates, Faults, SkewedClock, drawn
 from klagg_trio.sim.server import SimExchange, SimOptions
 from klagg_trio.store.database import Database
 from klagg_trio.store.start_snapshot import read_snapshot
@@ -69,10 +70,32 @@ class DemoOptions:
     faults: FaultRates = NONE
     """What goes wrong from the start of the run to the end of the minutes."""
     intervals: tuple[str, ...] = tuple(INTERVALS)
+    parallel_feeds: int = 1
     data_dir: Path | None = None
     """Where the database goes; None for a temporary folder."""
     market: SimOptions = field(default_factory=lambda: SimOptions(step_ms=SIM_STEP_MS))
     """Of the market; its seed, symbols and start are those of the demo."""
+
+
+def drawn_options(seed: int, minutes: int = 30) -> DemoOptions:
+    """Return a small, odd demo: the seed draws the market, what goes wrong, and how often."""
+    rng = random.Random(f"simulation/{seed}")
+    per_minute = rng.choice((20.0, 100.0, 400.0))
+    return DemoOptions(
+        minutes=minutes,
+        speed=math.inf,
+        symbols=rng.randint(3, 10),
+        seed=seed,
+        faults=drawn(seed),
+        intervals=rng.choice((DEFAULT_INTERVALS, tuple(INTERVALS), ("1m", "3m", "15m", "1h"))),
+        parallel_feeds=rng.choice((1, 1, 1, 2)),
+        market=SimOptions(
+            step_ms=SIM_STEP_MS,
+            trades_per_minute=per_minute,
+            list_after_s=rng.uniform(60.0, 60.0 * minutes),
+            three_day_phase_ms=rng.randrange(3) * DAY_MS,
+        ),
+    )
 
 
 def run_demo(options: DemoOptions, *, watch: Watch | None = None) -> DemoSummary:
@@ -204,6 +227,7 @@ async def _connect(
         since="2h",
         offset_refresh_s=60.0,
         snapshot_every_s=120.0,
+        parallel_feeds=options.parallel_feeds,
         audit_every_s=max(60.0, options.symbols / 10),
         rotate_after_s=max(60.0, (options.faults.life_s or 86_400.0) * ROTATE_SHARE),
     )

@@ -22,17 +22,25 @@ LAG_EVERY_S = 0.005
 
 @dataclass(slots=True)
 class Meter:
-    """Time and processor time between the first frame and the last."""
+    """Time and processor time between the first frame and the last.
 
+    What comes before `warm_up` trades is left out: a program that has just begun is not what runs
+    for weeks. `timed` says whether the 5 ms timer runs: at low rates it costs as much as the work.
+    """
+
+    warm_up: int = 0
+    timed: bool = True
+    skipped: int = 0
     began_s: float = 0.0
     began_cpu_s: float = 0.0
     ended_s: float = 0.0
     ended_cpu_s: float = 0.0
     lags_ms: list[float] = field(default_factory=list)
 
-    def begin(self) -> None:
-        """Note the first frame."""
-        if not self.began_s:
+    def begin(self, received: int = 0) -> None:
+        """Note the first frame, with so many trades received before it."""
+        if not self.began_s and received >= self.warm_up:
+            self.skipped = received
             self.began_s, self.began_cpu_s = time.perf_counter(), time.process_time()
             self.lags_ms.clear()
 
@@ -43,6 +51,7 @@ class Meter:
     def tell(self, trades: int, **more: object) -> None:
         """Print the figures."""
         seconds = self.ended_s - self.began_s
+        trades -= self.skipped
         cpu_s = self.ended_cpu_s - self.began_cpu_s
         figures = {
             "trades": trades,
@@ -68,6 +77,10 @@ class Job:
     source: Capture
     options: argparse.Namespace
 
+    def meter(self) -> Meter:
+        """Return a meter as the command line asks for."""
+        return Meter(warm_up=self.options.warm_up, timed=not self.options.untimed)
+
 
 def job() -> Job:
     """Read the command line of a contender."""
@@ -77,6 +90,9 @@ def job() -> Job:
     parse.add_argument("trades", type=int)
     parse.add_argument("market_rate", type=float)
     parse.add_argument("start_ms", type=int)
+    parse.add_argument("--warm-up", type=int, default=0)
+    parse.add_argument("--untimed", action="store_true")
+    parse.add_argument("--json", action="store_true")
     parse.add_argument("--intervals", type=int, default=15)
     parse.add_argument("--read-pause-ms", type=int, default=10)
     options = parse.parse_args()

@@ -8,12 +8,12 @@ import socket
 import ssl
 from urllib.parse import urlsplit
 
-from bench.contenders import Meter, job
+from bench.contenders import job
 
 
 def main() -> None:
     task = job()
-    meter = Meter()
+    meter = task.meter()
     parts = urlsplit(task.url)
     assert parts.port is not None
     connection = socket.create_connection(("127.0.0.1", parts.port))

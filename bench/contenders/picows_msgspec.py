@@ -15,7 +15,7 @@ import msgspec
 import picows
 import uvloop
 
-from bench.contenders import LAG_EVERY_S, Meter, check_exact, job
+from bench.contenders import LAG_EVERY_S, check_exact, job
 
 
 class Trade(msgspec.Struct, gc=False):
@@ -35,7 +35,7 @@ class Envelope(msgspec.Struct, gc=False):
 async def main() -> None:
     task = job()
     decimal.setcontext(decimal.Context(prec=60))
-    meter = Meter()
+    meter = task.meter()
     wanted = task.source.trades
     done = asyncio.get_running_loop().create_future()
     bars: dict[tuple[str, int], list] = {}
@@ -48,8 +48,8 @@ async def main() -> None:
             nonlocal count
             if frame.msg_type != picows.WSMsgType.TEXT:
                 return
-            if not count:
-                meter.begin()
+            if not meter.began_s:
+                meter.begin(count)
             trade = decode(frame.get_payload_as_memoryview()).data
             price, quantity = trade.price, trade.quantity
             key = trade.symbol, trade.time_ms // 60_000
@@ -80,11 +80,12 @@ async def main() -> None:
             await asyncio.sleep(LAG_EVERY_S)
             meter.lags_ms.append((loop.time() - due_s) * 1e3)
 
-    lag = asyncio.create_task(watch_lag())
+    lag = asyncio.create_task(watch_lag()) if meter.timed else None
     context = ssl.create_default_context() if task.url.startswith("wss") else None
     transport, _ = await picows.ws_connect(Listener, f"{task.url}/stream", ssl_context=context)
     await done
-    lag.cancel()
+    if lag is not None:
+        lag.cancel()
     transport.disconnect()
     check_exact(
         task.source.expected(),

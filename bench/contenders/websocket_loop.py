@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 import ssl
-import sys
 
 import trio
 import trio_websocket
 
-from bench.contenders import LAG_EVERY_S, Meter, job
+from bench.contenders import LAG_EVERY_S, job
 
 
-async def run(as_json: bool) -> None:
+async def run() -> None:
     task = job()
-    meter = Meter()
+    meter = task.meter()
 
     async def watch_lag() -> None:
         due_s = trio.current_time()
@@ -24,16 +23,17 @@ async def run(as_json: bool) -> None:
             meter.lags_ms.append((trio.current_time() - due_s) * 1e3)
 
     context = ssl.create_default_context() if task.url.startswith("wss") else None
-    url = f"{task.url}/stream"
+    as_json = task.options.json
     symbols: set[str] = set()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(watch_lag)
+        if meter.timed:
+            nursery.start_soon(watch_lag)
         async with trio_websocket.open_websocket_url(
-            url, ssl_context=context, disconnect_timeout=0.5
+            f"{task.url}/stream", ssl_context=context, disconnect_timeout=0.5
         ) as connection:
-            for _ in range(task.source.trades):
+            for number in range(task.source.trades):
                 message = await connection.get_message()
-                meter.begin()
+                meter.begin(number)
                 if as_json:
                     symbols.add(json.loads(message)["data"]["s"])
             meter.end()
@@ -42,7 +42,4 @@ async def run(as_json: bool) -> None:
 
 
 if __name__ == "__main__":
-    as_json = "--json" in sys.argv
-    if as_json:
-        sys.argv.remove("--json")
-    trio.run(run, as_json)
+    trio.run(run)

@@ -11,10 +11,10 @@ from typing import Final
 
 import click
 
-from klagg_trio import dashboard
 from klagg_trio.check import DemoSummary
 from klagg_trio.commands import EXIT_FINDINGS
 from klagg_trio.commands.start import locked
+from klagg_trio.dashboard import run_dashboard, run_status_line
 from klagg_trio.demo import DemoOptions, run_demo
 from klagg_trio.sim.faults import PROFILES
 
@@ -46,7 +46,7 @@ def run_command(
         faults=PROFILES[faults],
         data_dir=None if data_dir is None else Path(data_dir),
     )
-    watch = dashboard.run_dashboard if watched else dashboard.run_status_line
+    watch = run_dashboard if watched else run_status_line
     if options.data_dir is None:
         summary = run_demo(options, watch=watch)
     else:

@@ -55,11 +55,11 @@ def run_command(flags: Mapping[str, str | None], *, headless: bool, duration: st
 
 def _watch(headless: bool) -> Watch:
     """Choose between the dashboard and the status line."""
-    from klagg_trio import dashboard
+    from klagg_trio.dashboard import run_dashboard, run_status_line
 
     if headless or not sys.stderr.isatty():
-        return dashboard.run_status_line
-    return dashboard.run_dashboard
+        return run_status_line
+    return run_dashboard
 
 
 async def _run(

@@ -50,17 +50,20 @@ class Carry:
     @property
     def settled(self) -> bool:
         """Whether all that was counted early has been missed since."""
-        return not (self.volume or self.quote_volume or self.count or self.taker_buy_volume)
+        return not any(self._shares())
 
     @property
     def possible(self) -> bool:
         """Whether it could have been counted early: never less than nothing."""
-        return min(self.volume, self.quote_volume, self.count, self.taker_buy_volume) >= 0
+        return all(share >= 0 for share in self._shares())
 
     @property
     def missing(self) -> bool:
         """Whether it could be what a minute before has counted early."""
-        return max(self.volume, self.quote_volume, self.count, self.taker_buy_volume) <= 0
+        return all(share <= 0 for share in self._shares())
+
+    def _shares(self) -> tuple[Decimal | int, ...]:
+        return self.volume, self.quote_volume, self.count, self.taker_buy_volume
 
 
 def judge(stored: Sequence[Bar], official: Sequence[Bar]) -> list[Verdict]:
