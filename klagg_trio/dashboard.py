@@ -41,7 +41,10 @@ TWO_COLUMNS: Final = 120
 """Terminals this wide show symbols and events beside the rest."""
 
 SPARKS: Final = "▁▂▃▄▅▆▇█"
-SPARK_WIDTH: Final = 10
+SPARKS_MAX: Final = 24
+
+WIDE_SYMBOLS: Final = 58
+"""Columns from which a line of a symbol has room for its trades."""
 
 HEALTH_STYLES: Final = {"good": "bold green", "degraded": "bold yellow", "bad": "bold red"}
 QUIET: Final = "dim"
@@ -51,7 +54,7 @@ Section = list[Text]
 
 def render(vitals: Vitals, *, width: int, height: int) -> Group:
     """Return the picture as at most `height` lines of at most `width` columns."""
-    head = [_headline(vitals, width), _clock_line(vitals)]
+    head = [_headline(vitals, width), _clock_line(vitals, width)]
     if width >= TWO_COLUMNS:
         body = _two_columns(vitals, width, height - len(head))
     else:
@@ -164,21 +167,18 @@ def _headline(vitals: Vitals, width: int) -> Text:
     return line
 
 
-def _clock_line(vitals: Vitals) -> Text:
+def _clock_line(vitals: Vitals, width: int) -> Text:
     clock = vitals.clock
-    due = (
-        f"{clock.next_tick_s:.0f} s"
-        if clock.next_tick_s >= 0
-        else f"late {-clock.next_tick_s:.0f} s"
-    )
+    seconds = clock.next_tick_s
     return _fields(
-        ("next tick", due),
+        ("next tick", f"{seconds:.0f} s" if seconds >= 0 else f"late {-seconds:.0f} s"),
         ("offset", f"{clock.offset_ms:+,.0f} ± {clock.error_ms:.0f} ms"),
         ("round trip", f"{clock.round_trip_ms:,.0f} ms"),
         ("grace", f"{clock.grace_ms} ms"),
         ("up", _duration(vitals.uptime_s)),
         ("symbols", f"{vitals.symbols}"),
         ("intervals", f"{len(vitals.intervals)}"),
+        width=width,
     )
 
 
@@ -260,15 +260,18 @@ def _line(vitals: Vitals) -> Section:
 
 def _symbols(symbols: Sequence[SymbolVitals], rows: int, width: int) -> Section:
     """One symbol a line: name, price, change, spark line, and trades where there is room."""
+    name_width = 10 if width < WIDE_SYMBOLS else 16
+    sparks = width - name_width - len(" 12,345.678 +12.34% ")
+    if width >= WIDE_SYMBOLS:
+        sparks -= len(" 12,345 trades")
     lines = []
     for each in symbols[:rows]:
-        name_width = max(8, min(16, width - 24 - SPARK_WIDTH))
-        line = Text(f"{_fit(each.symbol, name_width)} {_price(each.last_price):>11} ")
+        line = Text(f"{_fit(each.symbol, name_width)} {_price(each.last_price):>10}")
         style = "green" if each.change_percent > 0 else "red" if each.change_percent < 0 else ""
         line.append(f"{each.change_percent:>+7.2f}% ", style=style)
-        line.append(spark(each.closes), style=style or QUIET)
-        if width >= 58:
-            line.append(f" {each.trades_minute:>7,} trades", style=QUIET)
+        line.append(spark(each.closes, max(0, min(SPARKS_MAX, sparks))), style=style or QUIET)
+        if width >= WIDE_SYMBOLS:
+            line.append(f" {each.trades_minute:>6,} trades", style=QUIET)
         lines.append(line)
     return lines
 
@@ -293,10 +296,12 @@ TROUBLE: Final = frozenset(
 # -- Words and numbers -------------------------------------------------------------------------
 
 
-def _fields(*fields: tuple[str, str]) -> Text:
-    """Return names and values, the values in bold."""
+def _fields(*fields: tuple[str, str], width: int = 1_000) -> Text:
+    """Return names and values, the values in bold; from the first on that does not fit, none."""
     line = Text()
     for name, value in fields:
+        if len(line) + len(name) + len(value) + 3 > width:
+            break
         if line:
             line.append("  ")
         line.append(f"{name} ", style=QUIET)
@@ -304,18 +309,18 @@ def _fields(*fields: tuple[str, str]) -> Text:
     return line
 
 
-def spark(closes: Iterable[float]) -> str:
+def spark(closes: Iterable[float], width: int) -> str:
     """Return the newest prices as a line of blocks, oldest first, padded to its full width."""
-    newest = list(closes)[-SPARK_WIDTH:]
+    newest = list(closes)[-width:] if width else []
     if not newest:
-        return " " * SPARK_WIDTH
+        return " " * width
     low, high = min(newest), max(newest)
     span = high - low
     steps = len(SPARKS) - 1
     blocks = [
         SPARKS[round((close - low) / span * steps)] if span else SPARKS[0] for close in newest
     ]
-    return "".join(blocks).rjust(SPARK_WIDTH)
+    return "".join(blocks).rjust(width)
 
 
 def _fit(text: str, width: int) -> str:
@@ -348,7 +353,11 @@ def _utc(at_ms: int, pattern: str) -> str:
 
 
 async def run_dashboard(
-    read: Callable[[], Vitals], *, console: Console | None = None, frame_s: float = FRAME_S
+    read: Callable[[], Vitals],
+    *,
+    console: Console | None = None,
+    frame_s: float = FRAME_S,
+    real_frame_s: float = REAL_FRAME_S,
 ) -> None:
     """Redraw until cancelled. The terminal is left as it was found."""
     console = console or Console(stderr=True)
@@ -356,7 +365,7 @@ async def run_dashboard(
     with Live(console=console, screen=True, auto_refresh=False, transient=True) as live:
         while True:
             now_s = time.perf_counter()
-            if now_s - drawn_s >= REAL_FRAME_S:
+            if now_s - drawn_s >= real_frame_s:
                 drawn_s = now_s
                 width, height = console.size
                 live.update(render(read(), width=width, height=height), refresh=True)
@@ -368,6 +377,7 @@ async def run_status_line(
     *,
     write: Callable[[str], object] | None = None,
     every_s: float = STATUS_S,
+    real_every_s: float = REAL_STATUS_S,
 ) -> None:
     """Write one line every few seconds until cancelled."""
     write = write or sys.stderr.write
@@ -375,6 +385,6 @@ async def run_status_line(
     while True:
         await trio.sleep(every_s)
         now_s = time.perf_counter()
-        if now_s - written_s >= REAL_STATUS_S:
+        if now_s - written_s >= real_every_s:
             written_s = now_s
             write(status_line(read()) + "\n")

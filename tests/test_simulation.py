@@ -1,4 +1,4 @@
-"""The whole application against the simulator: memory streams, one clock that jumps, faults by seed.
+"""The whole application against the simulator: memory streams, a clock that jumps, faults.
 
 Every seed draws a market, fault rates and a clock error. The real feed, tap, workers, clock, repair
 and writer run; only sockets and the disk thread are replaced. `scripts/simulate` runs more seeds.
@@ -80,7 +80,7 @@ def export(path):
 def test_whatever_goes_wrong_all_bars_are_right_in_the_end(seed, tmp_path, monkeypatch):
     """No hole, no suspect left, every bar as the exchange has it, every trade accounted for."""
     options = drawn_options(seed, MINUTES)
-    print(seed, options)
+    print(seed, options)  # noqa: T201 - the first thing to know of a failure
     summary = run(options, tmp_path, monkeypatch)
     assert summary.ok, summary
     assert summary.weight_peak_percent <= 80
