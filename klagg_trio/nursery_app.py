@@ -102,6 +102,7 @@ class App:
         self.settings = settings
         self.edge = edge
         self.start = start
+        self.database_path = database.path
         self.started_s = trio.current_time()
         self.clock = ServerClock(edge.probe, settings)
         self.shards = [Shard(intervals, start.cut_ms) for _ in range(settings.shards)]
@@ -147,31 +148,37 @@ class App:
             intervals=names,
             run_in_thread=edge.run_in_thread,
         )
-        self.repair = Repair(
-            self.shards,
-            self.inboxes,
-            self.to_writer,
-            rest=edge.rest,
-            database_path=data_dir / "klagg.db",
-            run_in_thread=edge.run_in_thread,
-            now_ms=self.clock.now_ms,
-            note=self.note,
-        )
-        self.auditor = Auditor(
-            self.shards,
-            self.inboxes,
-            rest=edge.rest,
-            database_path=data_dir / "klagg.db",
-            every_s=settings.audit_every_s,
-            run_in_thread=edge.run_in_thread,
-            now_ms=self.clock.now_ms,
-            note=self.note,
-            start_ms=start.cut_ms,
-        )
+        self.repair = self._make_repair()
+        self.auditor = self._make_auditor()
         self._events: deque[Event] = deque()
         self.events_dropped = 0
         self._closes: dict[str, deque[float]] = {}
         self._closes_ms = 0
+
+    def _make_repair(self) -> Repair:
+        return Repair(
+            self.shards,
+            self.inboxes,
+            self.to_writer,
+            rest=self.edge.rest,
+            database_path=self.database_path,
+            run_in_thread=self.edge.run_in_thread,
+            now_ms=self.clock.now_ms,
+            note=self.note,
+        )
+
+    def _make_auditor(self) -> Auditor:
+        return Auditor(
+            self.shards,
+            self.inboxes,
+            rest=self.edge.rest,
+            database_path=self.database_path,
+            every_s=self.settings.audit_every_s,
+            run_in_thread=self.edge.run_in_thread,
+            now_ms=self.clock.now_ms,
+            note=self.note,
+            start_ms=self.start.cut_ms,
+        )
 
     def note(self, event: Event) -> None:
         """Take an event for the journal. Synchronous, so that any part may note anything."""

@@ -193,7 +193,7 @@ class Repair:
             return
         self.repaired_minutes += len(wanted)
         await self._inboxes[number].send(cmd.ReplaceMinutes(symbol, wanted))
-        text = f"{len(wanted)} minutes from {_clock(wanted[0].open_ms)}"
+        text = f"{_count(wanted, 'minute')} from {_clock(wanted[0].open_ms)}"
         self._note(Event(self._now_ms(), "repaired", symbol, text))
         # Until the shard has taken the message its set still holds these minutes.
         self._deferred_s[symbol] = trio.current_time() + IDLE_S
@@ -247,7 +247,7 @@ class Repair:
             self._series_deferred_s[key] = trio.current_time() + SWEEP_RETRY_S
             return
         self.repaired_longer += len(found)
-        text = f"{len(found)} bars of {interval} from {_clock(found[0].open_ms)}"
+        text = f"{_count(found, interval + ' bar')} from {_clock(found[0].open_ms)}"
         facts = Facts(
             restated=[BarFact(symbol, interval, bar) for bar in found],
             events=[Event(now_ms, "repaired", symbol, text)],
@@ -270,6 +270,10 @@ def _newest(state: SymbolState, settled_ms: int) -> tuple[int, int]:
         if first_ms <= settled_ms:
             newest = first_ms, min(last_ms, settled_ms)
     return newest
+
+
+def _count(bars: Sequence[Bar], name: str) -> str:
+    return f"{len(bars)} {name}{'' if len(bars) == 1 else 's'}"
 
 
 def _clock(at_ms: int) -> str:

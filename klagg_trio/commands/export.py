@@ -64,7 +64,8 @@ def run_command(
     intervals = settings.intervals if loaded.origin["intervals"] != "default" else ()
     connection = open_reader(settings.data_dir / DATABASE_NAME)
     try:
-        rows = _batches(connection, settings, intervals, _since_ms(since))
+        symbols = _symbols(connection, settings)
+        rows = _batches(connection, symbols, intervals or tuple(INTERVALS), _since_ms(since))
         if kind == "csv":
             _write_csv(rows, out)
         else:
@@ -88,18 +89,23 @@ def _since_ms(since: str | None) -> int:
     return value_ms if kind == "at" else int(wall_ms()) - value_ms
 
 
-def _batches(
-    connection: sqlite3.Connection, settings: Settings, intervals: Sequence[str], since_ms: int
-) -> Rows:
-    """Yield the rows of every series asked for, by symbol, interval and time."""
+def _symbols(connection: sqlite3.Connection, settings: Settings) -> Sequence[str]:
+    """Return the symbols asked for, or all that are stored."""
     stored = [symbol for (symbol,) in connection.execute("SELECT symbol FROM symbols ORDER BY 1")]
     for symbol in settings.symbols:
         if symbol not in stored:
             raise ConfigurationError(
                 f"no bars of {symbol!r} are stored in {settings.data_dir}; see: klagg status"
             )
-    for symbol in settings.symbols or stored:
-        for interval in intervals or INTERVALS:
+    return settings.symbols or stored
+
+
+def _batches(
+    connection: sqlite3.Connection, symbols: Sequence[str], intervals: Sequence[str], since_ms: int
+) -> Rows:
+    """Yield the rows of every series asked for, by symbol, interval and time."""
+    for symbol in symbols:
+        for interval in intervals:
             cursor = connection.execute(
                 f"SELECT {', '.join(COLUMNS)} FROM klines"
                 " WHERE symbol = ? AND interval = ? AND open_time >= ? ORDER BY open_time",
