@@ -110,6 +110,7 @@ class Repair:
         self._rest = rest
         self._now_ms = now_ms
         self._note = note
+        self._looking = trio.Lock()
         self._busy: set[str] = set()
         """Symbols with a request in flight."""
         self._deferred_s: dict[str, float] = {}
@@ -129,12 +130,13 @@ class Repair:
 
     async def _fetch_forever(self) -> None:
         while True:
-            piece = self.most_urgent()
-            if piece is None:
-                await trio.sleep(IDLE_S)
-                continue
-            symbol, first_ms, last_ms = piece
-            self._busy.add(symbol)
+            async with self._looking:  # while nothing is owed, one fetcher looks for all
+                piece = self.most_urgent()
+                if piece is None:
+                    await trio.sleep(IDLE_S)
+                    continue
+                symbol, first_ms, last_ms = piece
+                self._busy.add(symbol)
             try:
                 await self._repair(symbol, first_ms, last_ms)
             finally:

@@ -294,7 +294,8 @@ async def run(options: argparse.Namespace) -> None:
                 watched.rows.pop()
                 del apply_times[-SHARDS:]
         await settle()
-        out |= figures("ordinary", latencies, watched, [seconds for _, seconds in apply_times])
+        if latencies:
+            out |= figures("ordinary", latencies, watched, [seconds for _, seconds in apply_times])
         out["reads"] = read_back(folder / "klagg.db", market.symbols, market.minute_ms)
         out["lag_ordinary_p999"] = percentile(lags_ms, 0.999)
         clear(watched)

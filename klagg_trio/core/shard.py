@@ -427,7 +427,7 @@ class Shard:
         self._keep_gaps(state, [*state.gaps, gap])
         first_ms, last_ms = gap.minutes()
         self._doubt(state, first_ms, last_ms, facts)
-        text = f"{trade.id - first_id} aggregates missing"
+        text = f"missing aggregates: {trade.id - first_id}"
         facts.events.append(Event(trade.time_ms, "gap", state.symbol, text))
 
     def _keep_gaps(self, state: SymbolState, gaps: list[_Gap]) -> None:
