@@ -15,7 +15,6 @@ from pathlib import Path
 import click
 import filelock
 import pytest
-from klagg_trio.store.start_snapshot import write_snapshot
 
 from klagg_trio import __version__, cli
 from klagg_trio.commands import start
@@ -24,6 +23,7 @@ from klagg_trio.core.bar import Bar, Source, newborn
 from klagg_trio.core.intervals import MINUTE_MS
 from klagg_trio.core.seed import UNKNOWN_ID, OpenBar, Seed, StartState
 from klagg_trio.settings import RULES, Settings
+from klagg_trio.store.start_snapshot import write_snapshot
 
 CUT_MS = 1_735_689_600_000
 """2025-01-01 00:00 UTC."""
@@ -273,10 +273,9 @@ def test_reading_without_database_says_what_to_do(command, capsys):
 @pytest.fixture
 def stored(place):
     """Return a data directory with three minutes and one 3m bar of a symbol."""
-    from klagg_trio.store.database import Database
-
     from klagg_trio.backfill import _put_symbols
     from klagg_trio.exchange import wire
+    from klagg_trio.store.database import Database
 
     data_dir = place / "data"
     data_dir.mkdir()
