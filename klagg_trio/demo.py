@@ -128,7 +128,7 @@ async def run_stage(
     exchange.faults.clock = clock
     async with trio.open_nursery() as outside:
         await outside.start(exchange.run)
-        settings, edge = await _connect(options, data_dir, exchange, outside, wall_ms)
+        settings, edge = await connect(options, data_dir, exchange, outside, wall_ms)
         database = Database.open(data_dir / "klagg.db")
         try:
             await run_backfill(
@@ -190,7 +190,7 @@ def _is_drained(app: App, end_ms: int) -> bool:
     )
 
 
-async def _connect(
+async def connect(
     options: DemoOptions,
     data_dir: Path,
     exchange: SimExchange,

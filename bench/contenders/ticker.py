@@ -198,6 +198,34 @@ def figures(name: str, latencies: list[float], watched: Watched, applied: list[f
     }
 
 
+class Collector:
+    """How long the garbage collector held the interpreter."""
+
+    def __init__(self) -> None:
+        self.pauses_ms: list[tuple[int, float]] = []
+        self._started_s = 0.0
+        gc.callbacks.append(self._note)
+
+    def _note(self, phase: str, what: dict[str, int]) -> None:
+        if phase == "start":
+            self._started_s = time.perf_counter()
+        else:
+            pause_ms = (time.perf_counter() - self._started_s) * 1e3
+            self.pauses_ms.append((what["generation"], pause_ms))
+
+    def tell(self) -> dict[str, float]:
+        return {
+            f"gc_{generation}_{name}": value
+            for generation in range(3)
+            for pauses in ([ms for g, ms in self.pauses_ms if g == generation],)
+            for name, value in (
+                ("times", len(pauses)),
+                ("sum_ms", sum(pauses)),
+                ("max_ms", max(pauses, default=0.0)),
+            )
+        }
+
+
 def clear(watched: Watched) -> None:
     for series in (*watched.times.values(), watched.wal_commit, watched.wal_fold, watched.rows):
         series.clear()
@@ -275,6 +303,11 @@ async def run(options: argparse.Namespace) -> None:
                 while not feed.counts.received:
                     await trio.sleep(0.01)
         gc.collect()
+        collector = Collector()
+        if options.gc == "frozen":
+            gc.freeze()
+        elif options.gc == "off":
+            gc.disable()
         nursery.start_soon(watch_lag)
         clear(watched)
         began_s, began_cpu_s = time.perf_counter(), time.process_time()
@@ -297,6 +330,8 @@ async def run(options: argparse.Namespace) -> None:
         if latencies:
             out |= figures("ordinary", latencies, watched, [seconds for _, seconds in apply_times])
         out["reads"] = read_back(folder / "klagg.db", market.symbols, market.minute_ms)
+        out["gc_ordinary"] = collector.tell()
+        collector.pauses_ms.clear()
         out["lag_ordinary_p999"] = percentile(lags_ms, 0.999)
         clear(watched)
         lags_ms.clear()
@@ -311,6 +346,7 @@ async def run(options: argparse.Namespace) -> None:
         if latencies:
             await settle()
             out |= figures("full", latencies, watched, [seconds for _, seconds in apply_times])
+            out["gc_full"] = collector.tell()
             out["full_lag_ms"] = percentile(out.pop("full_lags"), 0.5)
         if feed:
             seconds = time.perf_counter() - began_s
@@ -401,5 +437,6 @@ if __name__ == "__main__":
     parse.add_argument("--ordinary", type=int, default=40)
     parse.add_argument("--full", type=int, default=20)
     parse.add_argument("--recent", type=int, default=240)
+    parse.add_argument("--gc", default="as is", choices=("as is", "frozen", "off"))
     parse.add_argument("--gap-s", type=float, default=0.1)
     trio.run(run, parse.parse_args())
