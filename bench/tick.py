@@ -176,11 +176,13 @@ def main() -> None:
                     spread(runs, "cpu_percent", digits=1),
                     spread(runs, "feed_per_s"),
                     spread(runs, "lag_ordinary_p999", digits=1),
+                    spread(runs, "lag_ordinary_max", digits=1),
+                    spread(runs, "lag_full_max", digits=1),
                 )
             )
     table(
         "One symbol read through `klines` (ms), and what else went on",
-        ("", "day", "rows", "year", "rows", "CPU %", "feed/s", "lag p99.9 ms"),
+        ("", "day", "rows", "year", "rows", "CPU %", "feed/s", "lag p99.9 ms", "max", "max, all ending"),
         rows,
     )
     part.finish()

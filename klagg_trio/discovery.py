@@ -69,6 +69,10 @@ class Discovery:
         self.added: list[str] = []
         """Symbols listed since the start, oldest first."""
         self.removed: list[str] = []
+        self.traded_ms: dict[str, int] = {}
+        """When each kept symbol traded last by its ticker, exchange time; not told of before a
+        second ticker of the same connection."""
+        self._tickers: dict[str, wire.MiniTicker] = {}
         self._inboxes = inboxes
         self._subscriptions = subscriptions
         self._rest = rest
@@ -91,6 +95,7 @@ class Discovery:
                 async with open_connection(
                     f"{self._settings.ws_url}/stream", self._dial
                 ) as connection:
+                    self._tickers.clear()
                     await connection.send_text(wire.subscribe(list(STREAMS), 1))
                     await self._watch(connection.batches)
             except RemoteError as error:
@@ -124,7 +129,11 @@ class Discovery:
         match message:
             case wire.MiniTickers(rows):
                 for row in rows:
-                    if row.market == 1 and row.symbol not in self.known:
+                    if row.market != 1:
+                        continue
+                    if row.symbol in self.known:
+                        self._compare(row)
+                    else:
                         self._prices[row.symbol] = row.close
                         self._hint(row.symbol, "")
             case wire.ContractInfo() if message.market == 1:
@@ -134,6 +143,13 @@ class Discovery:
                     self._hinted |= ended or reused
                 else:
                     self._hint(message.symbol, message.status)
+
+    def _compare(self, row: wire.MiniTicker) -> None:
+        """Note that a symbol has traded, if its new ticker proves that."""
+        before = self._tickers.get(row.symbol)
+        self._tickers[row.symbol] = row
+        if before and (row.close != before.close or row.volume > before.volume):
+            self.traded_ms[row.symbol] = row.event_ms
 
     def _hint(self, symbol: str, status: str) -> None:
         if (symbol, status) not in self._refused:

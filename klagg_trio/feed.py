@@ -237,6 +237,14 @@ class Feed:
         self._dropped = reason
         self._connection_scope.cancel()
 
+    def forget(self, symbol: str) -> bool:
+        """Take a symbol for not live on this connection. Returns whether it was."""
+        session = self._session
+        if session is None or symbol not in session.live:
+            return False
+        session.live.remove(symbol)
+        return True
+
     def retire(self) -> None:
         """End this feed: another one has all of its symbols live."""
         self.retired = True
@@ -356,7 +364,7 @@ class Feed:
         if session is not None:
             lost_ms = session.event_ms - LOSS_MARGIN_MS
             lost = self._coverage.lose(session.live)
-            await self._router.send(lost, lambda part: cmd.FeedLost(part, lost_ms))
+            await self._router.send(lost, partial(cmd.FeedLost, lost_ms=lost_ms))
 
     def _pause_s(self) -> float:
         longest_s = min(BACKOFF_FIRST_S * 2.0 ** (self._failures - 1), BACKOFF_MAX_S)
@@ -410,6 +418,8 @@ class Feeds:
         self.counts = FeedCounts()
         self.rotations = 0
         self._made = 0
+        self._due: set[str] = set()
+        """Names of feeds to be replaced before their time."""
         self._twins: dict[str, Feed] = {}
         """The feed that is to replace one, by the old one's name."""
         self.router = router
@@ -470,12 +480,13 @@ class Feeds:
                 if twin is not None:
                     if twin.live_since_s is not None and now_s >= twin.live_since_s + OVERLAP_S:
                         del self._twins[feed.name]
+                        self._due.discard(feed.name)
                         self.feeds.remove(feed)
                         self.rotations += 1
                         feed.retire()
                 elif (
                     since_s is not None
-                    and now_s >= since_s + self._settings.rotate_after_s
+                    and (now_s >= since_s + self._settings.rotate_after_s or feed.name in self._due)
                     and feed not in self._twins.values()
                 ):
                     twin = self._make(int(feed.name.split(".")[0]) - 1, feed.symbols)
@@ -498,6 +509,14 @@ class Feeds:
             self.router.know(symbol)
         self.feeds.append(feed)
         return feed
+
+    async def lose_symbol(self, symbol: str, lost_ms: int) -> None:
+        """Take a symbol's stream for dead since `lost_ms`, and replace the connections it is on."""
+        for feed in self.feeds:
+            if feed.forget(symbol):
+                self._due.add(feed.name)
+                if self.coverage.lose([symbol]):
+                    await self.router.send([symbol], partial(cmd.FeedLost, lost_ms=lost_ms))
 
     def drop(self, reason: str) -> None:
         """Have every feed give up its connection and make a new one."""

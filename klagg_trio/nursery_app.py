@@ -37,6 +37,7 @@ from klagg_trio.exchange.weight import WeightGate
 from klagg_trio.feed import Feeds, Router
 from klagg_trio.repair import Auditor, Repair
 from klagg_trio.settings import Settings
+from klagg_trio.silence import SilenceWatch
 from klagg_trio.store.database import Database
 from klagg_trio.store.thread import RunInThread
 from klagg_trio.tick import Grace, MinuteClock, ServerClock, run_resync, run_sentinel
@@ -147,6 +148,16 @@ class App:
             snapshot_path=data_dir / "initial_state.cbor",
             intervals=names,
             run_in_thread=edge.run_in_thread,
+        )
+        self.silence = SilenceWatch(
+            self.shards,
+            self.discovery.traded_ms,
+            is_live=self.feeds.coverage.__contains__,
+            lose_symbol=self.feeds.lose_symbol,
+            rest=edge.rest,
+            silence_s=settings.symbol_silence_s,
+            now_ms=self.clock.now_ms,
+            note=self.note,
         )
         self.repair = self._make_repair()
         self.auditor = self._make_auditor()
@@ -340,6 +351,7 @@ async def run_app(
             sources.start_soon(_run_sentinel, app)
             sources.start_soon(app.repair.run, sources)
             sources.start_soon(app.auditor.run)
+            sources.start_soon(app.silence.run)
             sources.start_soon(app.refresh_open_bars)
             sources.start_soon(app.journal)
             if watch is not None:

@@ -45,7 +45,7 @@ class Settings:
     read_pause_ms: int = 10
     silence_limit_s: float = 10.0
     stale_limit_s: float = 3.0
-    symbol_silence_s: float = 30.0
+    symbol_silence_s: float = 15.0
     rotate_after_s: float = 82_800.0
     grace_floor_ms: int = 100
     grace_ceiling_ms: int = 2_000
@@ -109,7 +109,10 @@ RULES: Final[dict[str, Rule]] = {
         "s", "a connection that stays this far behind the exchange's time is replaced", 0.5, 600
     ),
     "symbol_silence_s": Rule(
-        "s", "a symbol without a trade for this long is compared with REST", 5, 3_600
+        "s",
+        "a symbol that trades by its ticker but not on its feed for this long is checked by REST",
+        5,
+        3_600,
     ),
     "rotate_after_s": Rule(
         "s", "age at which a connection is replaced; the exchange cuts it at 24 h", 60, 86_000

@@ -14,7 +14,7 @@ PURE = {"__future__", "collections", "copy", "dataclasses", "decimal", "enum", "
 
 CORE = {"core"}
 EDGE = {"core", "settings", "vitals", "cmd", "exchange", "store"}
-TASKS = ("worker", "tick", "feed", "discovery", "repair", "writer", "dashboard")
+TASKS = ("worker", "tick", "feed", "discovery", "repair", "writer", "silence", "dashboard")
 
 MAY_IMPORT: dict[str, set[str]] = {
     "core": CORE,

@@ -242,6 +242,8 @@ class MiniTicker(msgspec.Struct, gc=False):
     close: Decimal
     event_ms: int
     market: int = USD_M
+    volume: Decimal = Decimal(0)
+    """Of the last 24 hours; zero where it is not told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,6 +320,7 @@ class _MiniTickerTexts(msgspec.Struct, gc=False):
     close: str = msgspec.field(name="c")
     event_ms: TimeMs = msgspec.field(name="E")
     market: int = msgspec.field(name="st", default=USD_M)
+    volume: str = msgspec.field(name="v", default="0")
 
 
 _frame_decoder = msgspec.json.Decoder(_AnyFrame)
@@ -368,10 +371,11 @@ def _decode_mini_tickers(data: bytes) -> MiniTickers:
             texts = _decoded(_mini_ticker_decoder, raw, "miniTicker")
             _check_symbol(texts.symbol)
             close = _positive(texts.close, "close")
+            volume = _number(texts.volume, "volume")
         except RemoteError:
             rejected += 1
         else:
-            rows.append(MiniTicker(texts.symbol, close, texts.event_ms, texts.market))
+            rows.append(MiniTicker(texts.symbol, close, texts.event_ms, texts.market, volume))
     return MiniTickers(rows, rejected)
 
 

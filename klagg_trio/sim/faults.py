@@ -41,6 +41,8 @@ class FaultRates:
     """Everything comes some seconds late, in order."""
     late: float = 0.0
     """The frames of a moment come some seconds late, after newer ones."""
+    mute: float = 0.0
+    """One of its streams delivers nothing any more, the others go on."""
     lost: float = 0.0
     """Some frames never come."""
     duplicate: float = 0.0
@@ -112,6 +114,7 @@ ON_CONNECTION: Final = (
     "silent",
     "stale",
     "late",
+    "mute",
     "lost",
     "duplicate",
     "reorder",
@@ -162,6 +165,7 @@ HARSH: Final = FaultRates(
     silent=1.0,
     stale=1.0,
     late=2.0,
+    mute=0.5,
     lost=1.5,
     duplicate=2.0,
     reorder=2.0,
@@ -247,6 +251,8 @@ class _Condition:
     """When the last frame that was held in order goes out."""
     late_ms: int = 0
     late_until_ms: int = 0
+    muted: str = ""
+    """The stream that delivers nothing."""
     lose: int = 0
     repeat: int = 0
     shorten: int = 0
@@ -381,6 +387,9 @@ class Faults:
             behind_s = rng.uniform(0.5, 12) if seconds is None else seconds
             condition.late_ms = round(behind_s * 1000)
             condition.late_until_ms = now_ms + round(rng.uniform(0.2, 4) * 1000)
+        elif kind == "mute":
+            trades = [name for name in peer.streams if name.endswith("@aggTrade")]
+            condition.muted = rng.choice(trades) if trades else ""
         elif kind == "lost":
             condition.lose = some
         elif kind == "duplicate":
@@ -399,6 +408,8 @@ class Faults:
         condition = self._conditions.get(peer)
         if condition is None or condition.clear:
             return (data,)
+        if name == condition.muted:
+            return ()
         return self._spoilt(peer, condition, data)
 
     def _spoilt(self, peer: Peer, condition: _Condition, data: bytes) -> list[bytes]:
@@ -437,7 +448,10 @@ class Faults:
             self._hold(condition.free_ms, peer, found)
             return []
         condition.clear = not (
-            condition.repeat or condition.shorten or now_ms < condition.stale_until_ms
+            condition.muted
+            or condition.repeat
+            or condition.shorten
+            or now_ms < condition.stale_until_ms
         )
         return found
 
@@ -453,6 +467,7 @@ class Faults:
             condition.stale_until_ms = condition.late_until_ms = 0
             condition.lose = condition.repeat = condition.shorten = 0
             condition.tear = False
+            condition.muted = ""
             self._hold(self._now_ms, peer, condition.shuffled)
             condition.shuffled, condition.shuffle = [], 0
         self._throttled_until_ms = 0

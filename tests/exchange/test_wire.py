@@ -311,8 +311,8 @@ def test_mini_tickers_are_decoded():
     message = wire.decode_frame(envelope("!miniTicker@arr", rows))
     assert message == wire.MiniTickers(
         [
-            wire.MiniTicker("ETHUSDT", Decimal("1.50"), 9, 1),
-            wire.MiniTicker("BTCUSD_PERP", Decimal("1.50"), 9, 2),
+            wire.MiniTicker("ETHUSDT", Decimal("1.50"), 9, 1, Decimal(3)),
+            wire.MiniTicker("BTCUSD_PERP", Decimal("1.50"), 9, 2, Decimal(3)),
         ],
         rejected=3,
     )
