@@ -152,7 +152,7 @@ def spawn(module: str, *arguments: str, env: Mapping[str, str] | None = None, ti
         check=False,
     )
     if done.returncode:
-        tail = " / ".join(done.stderr.strip().splitlines()[-3:])
+        tail = " / ".join(done.stderr.strip().splitlines()[-12:])
         raise RuntimeError(f"{module} ended with {done.returncode}: {tail}")
     figures: Figures = json.loads(done.stdout.strip().splitlines()[-1])
     return figures

@@ -35,6 +35,8 @@ class Contender:
     needs: str = ""
     """A package that has to be installed."""
     subscribes: bool = False
+    symbols: int = SYMBOLS
+    """Some allow themselves 200 a connection; a trade costs them the same."""
 
 
 CONTENDERS = {
@@ -43,12 +45,12 @@ CONTENDERS = {
     "websocket-json": Contender(
         "trio-websocket get_message() + json", "websocket_loop", 60_000, ("--json",)
     ),
-    "ccxt": Contender("ccxt.pro + build_ohlcvc", "ccxt_pro", 40_000, (), "ccxt", subscribes=True),
-    "cryptofeed": Contender("cryptofeed + OHLCV", "cryptofeed_ohlcv", 60_000, (), "cryptofeed"),
+    "ccxt": Contender("ccxt.pro + build_ohlcvc", "ccxt_pro", 40_000, (), "ccxt", True, 190),
+    "cryptofeed": Contender("cryptofeed + OHLCV", "cryptofeed_ohlcv", 60_000, (), "cryptofeed", False, 190),
     "nautilus": Contender(
-        "nautilus_trader live client", "nautilus_live", 40_000, (), "nautilus_trader"
+        "nautilus_trader live client", "nautilus_live", 40_000, (), "nautilus_trader", True, 190
     ),
-    "tardis": Contender("tardis-dev trade bars (node)", "tardis_live", 200_000),
+    "tardis": Contender("tardis-dev trade bars (node)", "tardis_live", 200_000, subscribes=True),
     "picows": Contender("picows + msgspec, bare", "picows_msgspec", 600_000, (), "picows"),
     "drain": Contender("bare socket drain", "drain", 600_000),
 }
@@ -79,7 +81,12 @@ def run_one(contender: Contender, blast: Blast, *arguments: str) -> Figures:
 def saturated(contender: Contender, shape: str, share: float) -> Figures:
     trades = int(contender.trades * share)
     blast = Blast(
-        SYMBOLS, trades, MARKET_RATE, START_MS, subscribe=contender.subscribes, **SHAPES[shape]
+        contender.symbols,
+        trades,
+        MARKET_RATE,
+        START_MS,
+        subscribe=contender.subscribes,
+        **SHAPES[shape],
     )
     return run_one(contender, blast)
 
@@ -87,7 +94,7 @@ def saturated(contender: Contender, shape: str, share: float) -> Figures:
 def paced(contender: Contender, rate: int, seconds: float) -> Figures:
     trades = int(rate * seconds)
     blast = Blast(
-        SYMBOLS,
+        contender.symbols,
         trades,
         float(rate),
         START_MS,

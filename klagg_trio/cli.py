@@ -258,6 +258,25 @@ def verify(as_json: bool, **flags: str | None) -> int:
 
 
 @cli.command()
+@_options(_data_dir, _symbols, _intervals, _since, _rest_url)
+@click.option("--repair", is_flag=True, help="Replace what differs by the exchange's own bars.")
+@_json
+def audit(repair: bool, as_json: bool, **flags: str | None) -> int:
+    """Hold stored bars against the exchange's own, field by field.
+
+    \b
+    klagg audit                                  the last day, every interval
+    klagg audit --since 7d --symbols BTCUSDT --intervals 1m,1h
+    klagg audit --repair                         while klagg does not run
+
+    Exits 3 if a bar differs for no known reason, or is suspect.
+    """
+    from klagg_trio.commands.audit import run_command
+
+    return run_command(flags, repair=repair, as_json=as_json)
+
+
+@cli.command()
 @_data_dir
 @_json
 def status(as_json: bool, **flags: str | None) -> int:

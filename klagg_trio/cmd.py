@@ -6,7 +6,7 @@ bars come out. Messages are made once and never changed. All times are exchange 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from zlib import crc32
@@ -164,4 +164,12 @@ class Seeds:
     seeds: Sequence[Seed]
 
 
-Record = Sealed | Amended | OpenBars | Seeds
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What the run has counted so far, for those who read the database: names and JSON texts."""
+
+    shard: int
+    meta: Mapping[str, str]
+
+
+Record = Sealed | Amended | OpenBars | Seeds | Figures

@@ -15,9 +15,10 @@ repair reads the shards' suspect minutes.
 
 from __future__ import annotations
 
+import json
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -50,6 +51,14 @@ SUBSCRIPTIONS_MAX: Final = 64
 
 EVENTS_PENDING_MAX: Final = 1_000
 """Notes of a second; what a storm brings above it is counted and not kept."""
+
+REPEATED: Final = frozenset(
+    ("repair failed", "audit failed", "check failed", "discovery", "rejected")
+)
+REPEATED_MS: Final = 60_000
+
+FIGURES_S: Final = 10.0
+"""Between two reports of the run's figures to the database."""
 
 CLOSES_KEPT: Final = 30
 """Minutes of the spark lines."""
@@ -162,6 +171,8 @@ class App:
         self.repair = self._make_repair()
         self.auditor = self._make_auditor()
         self._events: deque[Event] = deque()
+        self._told: dict[str, tuple[int, int]] = {}
+        """By kind, when a repeated event was told last, and how many have not been since."""
         self.events_dropped = 0
         self._closes: dict[str, deque[float]] = {}
         self._closes_ms = 0
@@ -192,7 +203,18 @@ class App:
         )
 
     def note(self, event: Event) -> None:
-        """Take an event for the journal. Synchronous, so that any part may note anything."""
+        """Take an event for the journal. Synchronous, so that any part may note anything.
+
+        What may fail for hundreds of symbols at once is told once a minute, with how often it was.
+        """
+        if event.kind in REPEATED:
+            told_ms, untold = self._told.get(event.kind, (0, 0))
+            if event.at_ms - told_ms < REPEATED_MS:
+                self._told[event.kind] = told_ms, untold + 1
+                return
+            self._told[event.kind] = event.at_ms, 0
+            if untold:
+                event = event._replace(text=f"{event.text} (and {untold} more before)")
         if len(self._events) < EVENTS_PENDING_MAX:
             self._events.append(event)
         else:
@@ -314,6 +336,26 @@ class App:
             await trio.sleep(1.0)
             await self.flush_events()
 
+    async def report_figures(self) -> None:
+        """Have the run's figures saved every `FIGURES_S`, for `klagg status`."""
+        while True:
+            await trio.sleep(FIGURES_S)
+            await self.to_writer.send(self.figures())
+
+    def figures(self) -> cmd.Figures:
+        """Return what the run has counted so far."""
+        audit = self.auditor.statistics()
+        trades = {"received": self.feeds.counts.received} | asdict(self.trade_counts())
+        return cmd.Figures(
+            0,
+            {
+                "trades": json.dumps(trades),
+                "bars": json.dumps(asdict(self.bar_counts())),
+                "audit": json.dumps(asdict(audit) | {"share_equal": audit.share_equal}),
+                "repair": json.dumps(asdict(self.repair.statistics())),
+            },
+        )
+
     async def flush_events(self) -> None:
         """Bring the events noted so far to the writer; cancelled, it keeps them for the next."""
         if events := list(self._events):
@@ -354,6 +396,7 @@ async def run_app(
             sources.start_soon(app.silence.run)
             sources.start_soon(app.refresh_open_bars)
             sources.start_soon(app.journal)
+            sources.start_soon(app.report_figures)
             if watch is not None:
                 sources.start_soon(watch, app.read)
             task_status.started(app)
@@ -376,6 +419,7 @@ async def _close_line(app: App) -> None:
             await inbox.send(cmd.ReportOpenBars())
             await inbox.send(cmd.ReportSeeds())
     await app.flush_events()
+    await app.to_writer.send(app.figures())
     await app.to_writer.aclose()
 
 

@@ -105,7 +105,11 @@ class Writer:
                 return
             started_s = time.perf_counter()
             rows = await self._try(
-                self._database.commit, batch.minute_ms, batch.facts, batch.open_bars.values()
+                self._database.commit,
+                batch.minute_ms,
+                batch.facts,
+                batch.open_bars.values(),
+                batch.meta,
             )
             self._last_commit_s = time.perf_counter() - started_s
             self._rows += rows
@@ -178,6 +182,7 @@ class Batch:
         self.facts: list[Facts] = []
         self.open_bars: dict[tuple[str, str], BarFact] = {}
         self.seeds: list[cmd.Seeds] = []
+        self.meta: dict[str, str] = {}
         for queue in queues:
             while queue:
                 record = queue[0]
@@ -190,7 +195,9 @@ class Batch:
     @property
     def empty(self) -> bool:
         """Whether there is nothing to store."""
-        return self.minute_ms is None and not (self.facts or self.open_bars or self.seeds)
+        return self.minute_ms is None and not (
+            self.facts or self.open_bars or self.seeds or self.meta
+        )
 
     def _add(self, record: cmd.Record) -> None:
         match record:
@@ -203,6 +210,8 @@ class Batch:
                 self._add_open(bars)
             case cmd.Seeds():
                 self.seeds.append(record)
+            case cmd.Figures(_, meta):
+                self.meta |= meta
 
     def _add_facts(self, facts: Facts) -> None:
         self.facts.append(facts)

@@ -29,6 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # What puts parts together.
     "replay": {"core", "exchange"},
     "backfill": EDGE,
+    "audit": EDGE | {"backfill"},
     "nursery_app": EDGE | set(TASKS),
     # The oracle shares nothing with what it is to judge.
     "sim": {"sim"},

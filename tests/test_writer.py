@@ -22,14 +22,16 @@ class Store:
         self.commits = []
         self.refusals = 0
         self.folds = 0
+        self.meta = {}
 
-    def commit(self, minute_ms, facts, open_bars):
+    def commit(self, minute_ms, facts, open_bars, meta):
         """Note one transaction as the minute and the texts of its events."""
         if self.refusals:
             self.refusals -= 1
             raise StoreError("the disk is full; make room")
         texts = [event.text for fact in facts for event in fact.events]
         self.commits.append((minute_ms, texts, [fact[:2] for fact in open_bars]))
+        self.meta |= meta
         return len(texts)
 
     def fold(self):
@@ -184,6 +186,14 @@ async def test_snapshot_needs_every_shard_at_one_cut(tmp_path):
     )
     assert read_snapshot(line.path).cut_ms == MINUTE_MS
     assert line.writer.statistics().snapshot_age_s >= 0
+
+
+async def test_newest_figures_are_stored(tmp_path):
+    """Figures reported twice are stored once, the newest ones."""
+    line = Line(tmp_path, shards=1)
+    await line.store_all(cmd.Figures(0, {"trades": "1"}), cmd.Figures(0, {"trades": "2"}))
+    assert line.store.meta == {"trades": "2"}
+    assert len(line.store.commits) == 1
 
 
 async def test_events_are_told_once_they_are_durable(tmp_path, autojump_clock):

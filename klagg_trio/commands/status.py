@@ -57,6 +57,9 @@ def _read(connection: sqlite3.Connection, data_dir: Path) -> dict[str, Any]:
         "behind_s": round((wall_ms() - last_tick_ms) / 1_000, 1),
         "symbols": len(symbols),
         "minutes_of_last_day": sources,
+        "trades": json.loads(meta.get("trades", "{}")),
+        "audit": json.loads(meta.get("audit", "{}")),
+        "repair": json.loads(meta.get("repair", "{}")),
         "database_bytes": _size(data_dir / DATABASE_NAME),
         "snapshot_bytes": _size(data_dir / SNAPSHOT_NAME),
         "events": [
@@ -101,6 +104,24 @@ def _tell(status: dict[str, Any]) -> None:
         click.echo("no tick yet; run: klagg backfill, then klagg run")
     sources = ", ".join(f"{n:,} {source}" for source, n in status["minutes_of_last_day"].items())
     click.echo(f"minutes of the last day: {sources or 'none'}")
+    if trades := status["trades"]:
+        parts = ", ".join(f"{n:,} {name.replace('_', ' ')}" for name, n in trades.items())
+        ended = sum(n for name, n in trades.items() if name != "received")
+        balance = trades["received"] - ended
+        click.echo(
+            f"trades of the last run: {parts}" + (f"; {balance:,} on the way" * (balance > 0))
+        )
+    if audit := status["audit"]:
+        click.echo(
+            f"audit of the last 24 hours: {100 * audit['share_equal']:.3f} % equal as sealed "
+            f"({audit['equal']:,} equal, {audit['straddle']:,} straddle, "
+            f"{audit['unexplained']:,} unexplained)"
+        )
+    if repair := status["repair"]:
+        click.echo(
+            f"repair: {repair['repaired_minutes']:,} minutes replaced, "
+            f"{repair['owed_minutes']:,} owed"
+        )
     click.echo(
         f"database {status['database_bytes'] / 1e6:,.1f} MB, "
         f"start snapshot {status['snapshot_bytes'] / 1e3:,.1f} kB"

@@ -23,6 +23,10 @@ CHAIN_MAX: Final = 3
 next boundary may have one of its own."""
 
 
+CRUMB: Final = Decimal("1e-12")
+"""Of a bar's volume: above the rounding of a float64, below the smallest trade."""
+
+
 class Verdict(Enum):
     """What an audit says of one minute."""
 
@@ -47,23 +51,37 @@ class Carry:
         self.count += stored.count - official.count
         self.taker_buy_volume += stored.taker_buy_volume - official.taker_buy_volume
 
-    @property
-    def settled(self) -> bool:
-        """Whether all that was counted early has been missed since."""
-        return not any(self._shares())
+    def settled(self, official: Bar) -> bool:
+        """Whether all that was counted early has been missed since.
+
+        Values that came through floats leave a crumb, smaller than any trade could be.
+        """
+        return (
+            not self.count
+            and abs(self.volume) <= official.volume * CRUMB
+            and abs(self.quote_volume) <= official.quote_volume * CRUMB
+            and abs(self.taker_buy_volume) <= official.volume * CRUMB
+        )
 
     @property
     def possible(self) -> bool:
-        """Whether it could have been counted early: never less than nothing."""
-        return all(share >= 0 for share in self._shares())
+        """Whether it could have been counted early: whole trades, never less than nothing."""
+        return (
+            self.count > 0
+            and self.volume > 0
+            and self.quote_volume > 0
+            and 0 <= self.taker_buy_volume <= self.volume
+        )
 
     @property
     def missing(self) -> bool:
         """Whether it could be what a minute before has counted early."""
-        return all(share <= 0 for share in self._shares())
-
-    def _shares(self) -> tuple[Decimal | int, ...]:
-        return self.volume, self.quote_volume, self.count, self.taker_buy_volume
+        return (
+            self.count < 0
+            and self.volume < 0
+            and self.quote_volume < 0
+            and self.volume <= self.taker_buy_volume <= 0
+        )
 
 
 def judge(stored: Sequence[Bar], official: Sequence[Bar]) -> list[Verdict]:
@@ -88,10 +106,10 @@ def judge(stored: Sequence[Bar], official: Sequence[Bar]) -> list[Verdict]:
         carry.add(ours, theirs)
         chain += 1
         verdicts.append(Verdict.UNEXPLAINED)
-        if chain == 1 and after_replaced and carry.missing and not carry.settled:
+        if chain == 1 and after_replaced and carry.missing:
             verdicts[-1] = Verdict.STRADDLE
             carry, chain = Carry(), 0
-        elif carry.settled:
+        elif carry.settled(theirs):
             verdicts[-chain:] = [Verdict.STRADDLE] * chain if chain > 1 else verdicts[-1:]
             chain = 0
         elif chain >= CHAIN_MAX or not carry.possible:

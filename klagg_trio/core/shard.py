@@ -81,6 +81,9 @@ missing trades, only that the numbering broke."""
 SEED_FILL_MS_MAX: Final = DAY_MS
 """A symbol found later than this after its listing starts at the current minute instead."""
 
+OFFICIAL_SPANS_MAX: Final = 32
+"""Spans of official minutes remembered per symbol. Doubt never reaches back further than a few."""
+
 _IN_DOUBT: Final = UNKNOWN_ID
 
 
@@ -161,6 +164,8 @@ class SymbolState:
     """Minutes, sealed or not, that only repair can make right."""
     unknown: Spans = field(default_factory=Spans)
     """Suspect minutes of which the shard does not know what they gave to longer bars."""
+    official: Spans = field(default_factory=Spans)
+    """Recent minutes replaced by the exchange's own: they are never doubted again."""
     partials: dict[int, Bar] = field(default_factory=dict)
     """Suspect minutes that hold trades and are no longer in `held`, by open time."""
 
@@ -399,6 +404,8 @@ class Shard:
             state.missing.add(state.minute.open_ms, MINUTE.floor(trade.time_ms) - MINUTE_MS)
         if known:
             self._keep_gaps(state, [*state.gaps, _Gap(resume_id, trade.id, NEVER_MS, NEVER_MS)])
+            text = f"missing aggregates: {trade.id - resume_id}, while the feed was down"
+            facts.events.append(Event(trade.time_ms, "gap", state.symbol, text))
 
     def _prove(self, state: SymbolState, facts: Facts) -> None:
         """Clear what was suspect for want of proof: nothing was missed since the last loss."""
@@ -708,6 +715,9 @@ class Shard:
             self._restate_longer(state, longer, old, new, facts)
         if new.source == Source.OFFICIAL:
             state.official_ms = max(state.official_ms, new.open_ms)
+            state.official.add(new.open_ms, new.open_ms)
+            if len(state.official) > OFFICIAL_SPANS_MAX:
+                state.official.remove(*next(iter(state.official)))
         self._reprice(state, new.open_ms, new.close, facts)
 
     def _restate_longer(
@@ -938,9 +948,9 @@ def _suspect(state: SymbolState, first_ms: int, last_ms: int) -> None:
         unkept.add(*blurred)
     for span in unkept:
         state.unknown.add(*span)
-    for bar in (*state.held, traded):
-        if bar is not None and bar.source == Source.OFFICIAL:
-            state.suspects.remove(bar.open_ms, bar.open_ms)
+    for span in state.official:
+        for spans in (state.suspects, state.unknown):
+            spans.remove(*span)
 
 
 def _decides(state: SymbolState, trade: Trade) -> bool:

@@ -25,7 +25,7 @@ from __future__ import annotations
 import datetime
 import math
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
 from pathlib import Path
@@ -188,14 +188,18 @@ class Database:
         minute_ms: int | None,
         facts: Sequence[Facts],
         open_bars: Iterable[BarFact] = (),
+        meta: Mapping[str, str] | None = None,
     ) -> int:
         """Store facts, in their order, and running bars in one transaction. Returns rows written.
 
-        `minute_ms` says that every bar that ends by then is among them, or stored already.
+        `minute_ms` says that every bar that ends by then is among them, or stored already. `meta`
+        are figures for the table of that name.
         """
         with self._transaction():
             rows = sum(self._store(fact) for fact in facts)
             rows += self._put_open(open_bars)
+            for key, value in (meta or {}).items():
+                self._put_meta(key, value)
             if minute_ms is not None:
                 self._put_meta("last_tick", minute_ms)
             return rows

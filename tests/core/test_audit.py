@@ -74,6 +74,13 @@ def test_what_belongs_to_a_replaced_minute_is_a_straddle():
     assert judge(beside_official(0, 5, 4), minutes(5, 5)) == [EQUAL, STRADDLE]
 
 
+def test_a_wrong_sum_beside_a_replaced_minute_is_unexplained():
+    """A straddle moves trades: never a volume alone."""
+    wrong = beside_official(1, 5, 5)
+    wrong[0].volume += 1
+    assert judge(wrong, minutes(5, 5)) == [UNEXPLAINED, EQUAL]
+
+
 def test_too_little_before_a_replaced_minute_is_unexplained():
     """Nothing is ever counted too late."""
     assert judge(beside_official(1, 4, 5), minutes(5, 5)) == [UNEXPLAINED, EQUAL]

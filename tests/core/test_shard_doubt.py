@@ -494,3 +494,19 @@ def test_spans_of_one_symbol_are_told_by_that_symbol():
     facts = desk.trades(trade(3, 2.5))
     assert [(s.symbol, s.first_ms, s.last_ms) for s in facts.doubted] == [(SYMBOL, ms(0), ms(1))]
     assert [(event.kind, event.symbol) for event in facts.events] == [("gap", SYMBOL)]
+
+
+def test_an_official_minute_is_never_doubted_again():
+    """A loss that is told of late reaches back over minutes that were repaired meanwhile."""
+    desk = Desk("1h", live=False)
+    desk.tick(9)
+    desk.replace(*(official(minute) for minute in range(7)))
+    desk.live(9)
+    desk.lose(0.5)
+    assert list(desk.state.suspects) == [(ms(7), ms(8))]
+    (hour,) = desk.state.longer
+    assert hour.unofficial_minutes == 2
+    desk.replace(*(official(minute) for minute in range(9)))
+    assert hour.unofficial_minutes == 0
+    assert desk.sources() == "O" * 9
+    assert desk.store.inexact == 0

@@ -1,0 +1,134 @@
+"""`klagg audit`: what is compared, the findings, the exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+import click
+import trio
+
+from klagg_trio.audit import Audit, AuditReport, stored_series
+from klagg_trio.commands import EXIT_FINDINGS, EXIT_INTERRUPTED
+from klagg_trio.commands.start import (
+    DATABASE_NAME,
+    load_here,
+    locked,
+    set_up_log,
+    wait_signal,
+    wall_ms,
+)
+from klagg_trio.core.errors import ConfigurationError, RemoteError
+from klagg_trio.exchange.rest import HttpxRest
+from klagg_trio.exchange.weight import WeightGate
+from klagg_trio.settings import Settings, parse_since
+from klagg_trio.store.database import Database, open_reader
+
+TOLD_MAX: Final = 20
+"""Differences printed where nobody asked for JSON."""
+
+
+def run_command(flags: Mapping[str, str | None], *, repair: bool, as_json: bool) -> int:
+    """Run the audit. Returns 3 where a bar differs for no known reason and was not replaced."""
+    loaded = load_here(flags)
+    settings = loaded.settings
+    set_up_log(settings)
+    all_intervals = loaded.origin["intervals"] == "default"
+    with _database(settings, repair) as database:
+        report = trio.run(_run, settings, database, all_intervals)
+    if report is None:
+        click.echo("klagg: stopped", err=True)
+        return EXIT_INTERRUPTED
+    if report.failed and not report.compared:
+        raise RemoteError(next(iter(report.failed.values())))
+    if as_json:
+        fields = dataclasses.asdict(report) | {"compared": report.compared}
+        click.echo(json.dumps(fields, ensure_ascii=False))
+    else:
+        _tell(report)
+    wrong = report.unexplained + report.suspect
+    return EXIT_FINDINGS if wrong and not repair else 0
+
+
+@contextlib.contextmanager
+def _database(settings: Settings, repair: bool) -> Iterator[Database | None]:
+    """Open the database for writing, under the lock, only where something is to be replaced."""
+    path = settings.data_dir / DATABASE_NAME
+    open_reader(path).close()  # where there is none, say so before a lock is made
+    if not repair:
+        yield None
+        return
+    with locked(settings.data_dir):
+        database = Database.open(path)
+        try:
+            yield database
+        finally:
+            database.close()
+
+
+async def _run(
+    settings: Settings, database: Database | None, all_intervals: bool
+) -> AuditReport | None:
+    """Audit until done or until a signal, which gives None."""
+    report = None
+    async with trio.open_nursery() as nursery:
+
+        async def stop_at_signal(task_status: trio.TaskStatus[None]) -> None:
+            await wait_signal(task_status)
+            nursery.cancel_scope.cancel()
+
+        await nursery.start(stop_at_signal)
+        rest = HttpxRest(settings.rest_url, WeightGate(share=settings.weight_share))
+        connection = open_reader(settings.data_dir / DATABASE_NAME)
+        try:
+            kind, value_ms = parse_since(settings.since)
+            since_ms = value_ms if kind == "at" else int(wall_ms()) - value_ms
+            names = settings.intervals
+            if all_intervals:
+                rows = connection.execute("SELECT DISTINCT i.interval FROM intervals AS i")
+                names = tuple(name for (name,) in rows)
+            series = stored_series(connection, settings.symbols, names, since_ms)
+            if not series:
+                raise ConfigurationError(
+                    f"no stored bars in {settings.data_dir} match; see: klagg status, and --since"
+                )
+            audit = Audit(rest, connection, database=database, on_progress=_progress)
+            report = await audit.run(series)
+        finally:
+            connection.close()
+            with trio.CancelScope(shield=True):
+                await rest.aclose()
+        nursery.cancel_scope.cancel()
+    return report
+
+
+def _progress(done: int, total: int, report: AuditReport) -> None:
+    if sys.stderr.isatty():
+        end = "\r" if done < total else "\n"
+        click.echo(f"{done}/{total} series, {report.compared:,} bars{end}", err=True, nl=False)
+
+
+def _tell(report: AuditReport) -> None:
+    for difference in report.differences[:TOLD_MAX]:
+        fields = ", ".join(
+            f"{name} {ours:.15g} official {theirs:.15g}"
+            for name, (ours, theirs) in difference.fields.items()
+        )
+        click.echo(
+            f"{difference.verdict}: {difference.symbol} {difference.interval} "
+            f"{difference.open_ms} ({difference.source}): {fields or 'same values'}"
+        )
+    if len(report.differences) > TOLD_MAX:
+        click.echo(f"and {len(report.differences) - TOLD_MAX} more: see --json")
+    for series, reason in report.failed.items():
+        click.echo(f"klagg: {series} not audited: {reason}", err=True)
+    share = 100 * report.equal / report.compared if report.compared else 100.0
+    click.echo(
+        f"{report.compared:,} bars compared: {report.equal:,} equal ({share:.3f} %), "
+        f"{report.straddle:,} straddle, {report.unexplained:,} unexplained, "
+        f"{report.suspect:,} suspect; {report.repaired:,} replaced"
+    )
