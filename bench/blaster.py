@@ -171,7 +171,7 @@ def take_subscriptions(peer: Peer, rest: bytes, names: int) -> None:
             if opcode not in (1, 2):
                 continue
             request = json.loads(body)
-            asked += sum("@aggTrade" in name for name in request.get("params", ()))
+            asked += sum("rade" in name for name in request.get("params", ()))
             answer = json.dumps({"result": None, "id": request.get("id")}).encode()
             peer.send(bytes((0x81, len(answer))) + answer)
         if asked < names:
@@ -231,6 +231,7 @@ def main() -> None:
     parse.add_argument("--trades", type=int, required=True)
     parse.add_argument("--market-rate", type=float, required=True)
     parse.add_argument("--start-ms", type=int, required=True)
+    parse.add_argument("--form", default="aggTrade")
     parse.add_argument("--names", type=int, default=0)
     parse.add_argument("--tls", action="store_true")
     parse.add_argument("--frames-per-record", type=int, default=RECORD_FRAMES_BURST)
@@ -240,7 +241,11 @@ def main() -> None:
     options = parse.parse_args()
     signal.alarm(options.timeout)  # whatever happens, this process ends
     source = capture(
-        options.symbols, options.trades, rate_per_s=options.market_rate, start_ms=options.start_ms
+        options.symbols,
+        options.trades,
+        rate_per_s=options.market_rate,
+        start_ms=options.start_ms,
+        form=options.form,
     )
     with socket.create_server(("127.0.0.1", 0)) as server:
         print(server.getsockname()[1], flush=True)
@@ -283,11 +288,18 @@ class Blast:
     rate: float = 0.0
     subscribe: bool = True
     """Whether the client asks for its streams by SUBSCRIBE."""
+    form: str = "aggTrade"
+    unnamed: int = 0
+    """Streams that the client asks for otherwise than by SUBSCRIBE."""
 
     def capture(self) -> Capture:
         """Return what is sent, made if it is not in the cache."""
         return capture(
-            self.symbols, self.trades, rate_per_s=self.market_rate, start_ms=self.start_ms
+            self.symbols,
+            self.trades,
+            rate_per_s=self.market_rate,
+            start_ms=self.start_ms,
+            form=self.form,
         )
 
 
@@ -301,7 +313,8 @@ def blasting(blast: Blast, *, start_at_s: float = 0.0, timeout_s: int = 120) -> 
         *(sys.executable, "-m", "bench.blaster"),
         *("--symbols", str(blast.symbols), "--trades", str(blast.trades)),
         *("--market-rate", str(blast.market_rate), "--start-ms", str(blast.start_ms)),
-        *("--names", str(blast.symbols if blast.subscribe else 0)),
+        *("--names", str(blast.symbols - blast.unnamed if blast.subscribe else 0)),
+        *("--form", blast.form),
         *("--frames-per-record", str(blast.frames_per_record), "--rate", str(blast.rate)),
         *("--start-at", str(start_at_s), "--timeout", str(timeout_s)),
         *(("--tls",) if blast.tls else ()),

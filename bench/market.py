@@ -152,6 +152,18 @@ def payload(made: list[Instrument], trade: Trade) -> str:
     )
 
 
+def raw_payload(made: list[Instrument], trade: Trade) -> str:
+    """Return the same trade as a frame of the raw trade stream, for those who read that one."""
+    which = made[trade.instrument]
+    return (
+        f'{{"stream":"{which.symbol.lower()}@trade","data":{{"e":"trade","E":{trade.time_ms + 5},'
+        f'"T":{trade.time_ms},"s":"{which.symbol}","t":{trade.first_id},'
+        f'"p":"{decimal_text(trade.price, which.price_decimals)}",'
+        f'"q":"{decimal_text(trade.quantity, which.quantity_decimals)}","X":"MARKET",'
+        f'"m":{"true" if trade.buyer_is_maker else "false"},"st":1}}}}'
+    )
+
+
 # -- Expected bars ---------------------------------------------------------------------------------
 
 
@@ -257,18 +269,31 @@ class Capture:
         return found
 
 
-def capture(symbols: int, count: int, *, rate_per_s: float, start_ms: int = START_MS) -> Capture:
-    """Return the capture with these parameters, made now if it is not in the cache."""
+def capture(
+    symbols: int,
+    count: int,
+    *,
+    rate_per_s: float,
+    start_ms: int = START_MS,
+    form: str = "aggTrade",
+) -> Capture:
+    """Return the capture with these parameters, made now if it is not in the cache.
+
+    `form` is "aggTrade", or "trade": the same trades as frames of the raw trade stream.
+    """
     name = f"v{MARKET_VERSION}-{symbols}-{count}-{rate_per_s:g}-{start_ms}"
-    folder = CACHE / name
+    folder = CACHE / (name if form == "aggTrade" else f"{name}-{form}")
     if not (folder / "capture.pickle").exists():
-        _make(folder, symbols, count, rate_per_s, start_ms)
+        _make(folder, symbols, count, rate_per_s, start_ms, form)
     made: Capture = pickle.loads((folder / "capture.pickle").read_bytes())
     made.folder = folder
     return made
 
 
-def _make(folder: Path, symbols: int, count: int, rate_per_s: float, start_ms: int) -> None:
+def _make(
+    folder: Path, symbols: int, count: int, rate_per_s: float, start_ms: int, form: str
+) -> None:
+    written = payload if form == "aggTrade" else raw_payload
     folder.mkdir(parents=True, exist_ok=True)
     made = instruments(symbols)
     oracle = Oracle(made)
@@ -277,7 +302,7 @@ def _make(folder: Path, symbols: int, count: int, rate_per_s: float, start_ms: i
     with (folder / "frames.bin").open("wb") as file:
         for trade in itertools.islice(drawn, count):
             oracle.add(trade)
-            text = payload(made, trade).encode()
+            text = written(made, trade).encode()
             assert 126 <= len(text) <= 65_535
             file.write(_extended(0x81, 126, len(text)))
             file.write(text)

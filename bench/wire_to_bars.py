@@ -37,6 +37,8 @@ class Contender:
     subscribes: bool = False
     symbols: int = SYMBOLS
     """Some allow themselves 200 a connection; a trade costs them the same."""
+    form: str = "aggTrade"
+    """Which stream it reads."""
 
 
 CONTENDERS = {
@@ -50,7 +52,7 @@ CONTENDERS = {
     "nautilus": Contender(
         "nautilus_trader live client", "nautilus_live", 40_000, (), "nautilus_trader", True, 190
     ),
-    "tardis": Contender("tardis-dev trade bars (node)", "tardis_live", 200_000, subscribes=True),
+    "tardis": Contender("tardis-dev trade bars (node)", "tardis_live", 200_000, (), "", True, form="trade"),
     "picows": Contender("picows + msgspec, bare", "picows_msgspec", 600_000, (), "picows"),
     "drain": Contender("bare socket drain", "drain", 600_000),
 }
@@ -86,6 +88,7 @@ def saturated(contender: Contender, shape: str, share: float) -> Figures:
         MARKET_RATE,
         START_MS,
         subscribe=contender.subscribes,
+        form=contender.form,
         **SHAPES[shape],
     )
     return run_one(contender, blast)
@@ -102,6 +105,7 @@ def paced(contender: Contender, rate: int, seconds: float) -> Figures:
         frames_per_record=1,
         rate=rate,
         subscribe=contender.subscribes,
+        form=contender.form,
     )
     warm_up = ("--warm-up", str(trades // 4))
     figures = run_one(contender, blast, *warm_up, "--untimed")

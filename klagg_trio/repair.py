@@ -321,6 +321,8 @@ class Auditor:
         self._start_ms = start_ms
         self._audited_ms: dict[str, int] = {}
         """Every minute of the symbol before this one has been audited, or is owed to repair."""
+        self._after_own: set[str] = set()
+        """Symbols whose last audited minute is as klagg sealed it, not replaced."""
         self._deferred_s: dict[str, float] = {}
         self._scores: deque[Score] = deque(maxlen=DAY_MS // HOUR_MS)
 
@@ -376,7 +378,8 @@ class Auditor:
         """Judge what is there on both sides; count it; replace what differs."""
         theirs = [bar for bar in official if bar.open_ms in stored]
         ours = [stored[bar.open_ms] for bar in theirs]
-        verdicts = judge(ours, theirs)
+        after_replaced = symbol not in self._after_own
+        verdicts = judge(ours, theirs, after_replaced=after_replaced)
         # A chain that is still open at the end may yet turn out to be a straddle.
         open_chain = 0
         while open_chain < min(CHAIN_MAX - 1, len(verdicts)):
@@ -410,6 +413,11 @@ class Auditor:
             )
         if decided:
             self._audited_ms[symbol] = theirs[decided - 1].end_ms
+            own = verdicts[decided - 1] == Verdict.EQUAL
+            if own and ours[decided - 1].source not in (Source.SUSPECT, Source.OFFICIAL):
+                self._after_own.add(symbol)
+            else:
+                self._after_own.discard(symbol)
         else:
             self._deferred_s[symbol] = trio.current_time() + RETRY_S
             if not stored and official:

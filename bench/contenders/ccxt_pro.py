@@ -53,7 +53,7 @@ async def main() -> None:
             for each in made
         ]
     )
-    exchange.urls["api"]["ws"]["future"] = task.url
+    exchange.urls["api"]["ws"]["linear"] = task.url
     names = {market["id"]: market["symbol"] for market in exchange.markets.values()}
 
     async def watch_lag() -> None:

@@ -24,6 +24,7 @@ def main() -> None:
     task = job()
     meter = task.meter()
     wanted = task.source.trades
+    handler = FeedHandler()  # makes uvloop the policy
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
     volumes: Counter[str] = Counter()
@@ -54,7 +55,6 @@ def main() -> None:
             else {"compression": None},
         )
     ]
-    handler = FeedHandler()
     handler.add_feed(
         BinanceFutures(
             symbols=list(names), channels=[TRADES], callbacks={TRADES: Counted(keep, window=60)}

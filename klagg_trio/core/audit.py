@@ -84,16 +84,19 @@ class Carry:
         )
 
 
-def judge(stored: Sequence[Bar], official: Sequence[Bar]) -> list[Verdict]:
+def judge(
+    stored: Sequence[Bar], official: Sequence[Bar], *, after_replaced: bool = False
+) -> list[Verdict]:
     """Return the verdict on each minute. Both sequences hold the same minutes, in order.
 
+    `after_replaced` says that the minute before the first one is the exchange's own.
     A chain of differences that is still open at the end is unexplained; ask again once the next
     minute is there.
     """
     verdicts: list[Verdict] = []
     carry = Carry()
     chain = 0
-    replaced = False
+    replaced = after_replaced
     for ours, theirs in zip(stored, official, strict=True):
         assert ours.open_ms == theirs.open_ms
         after_replaced, replaced = replaced, ours.source == Source.OFFICIAL
