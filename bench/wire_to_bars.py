@@ -39,6 +39,9 @@ class Contender:
     """Some allow themselves 200 a connection; a trade costs them the same."""
     form: str = "aggTrade"
     """Which stream it reads."""
+    tls_only: bool = False
+    unnamed: int = 0
+    """Streams that it names in the URL and not by SUBSCRIBE."""
 
 
 CONTENDERS = {
@@ -48,9 +51,9 @@ CONTENDERS = {
         "trio-websocket get_message() + json", "websocket_loop", 60_000, ("--json",)
     ),
     "ccxt": Contender("ccxt.pro + build_ohlcvc", "ccxt_pro", 40_000, (), "ccxt", True, 190),
-    "cryptofeed": Contender("cryptofeed + OHLCV", "cryptofeed_ohlcv", 60_000, (), "cryptofeed", False, 190),
+    "cryptofeed": Contender("cryptofeed + OHLCV", "cryptofeed_ohlcv", 60_000, (), "cryptofeed", False, 190, tls_only=True),
     "nautilus": Contender(
-        "nautilus_trader live client", "nautilus_live", 40_000, (), "nautilus_trader", True, 190
+        "nautilus_trader live client", "nautilus_live", 40_000, (), "nautilus_trader", True, 190, unnamed=1
     ),
     "tardis": Contender("tardis-dev trade bars (node)", "tardis_live", 200_000, (), "", True, form="trade"),
     "picows": Contender("picows + msgspec, bare", "picows_msgspec", 600_000, (), "picows"),
@@ -89,6 +92,7 @@ def saturated(contender: Contender, shape: str, share: float) -> Figures:
         START_MS,
         subscribe=contender.subscribes,
         form=contender.form,
+        unnamed=contender.unnamed,
         **SHAPES[shape],
     )
     return run_one(contender, blast)
@@ -106,6 +110,7 @@ def paced(contender: Contender, rate: int, seconds: float) -> Figures:
         rate=rate,
         subscribe=contender.subscribes,
         form=contender.form,
+        unnamed=contender.unnamed,
     )
     warm_up = ("--warm-up", str(trades // 4))
     figures = run_one(contender, blast, *warm_up, "--untimed")
@@ -142,11 +147,13 @@ def main() -> None:
         f"{shape}|{name}": partial(saturated, contender, shape, share)
         for shape in shapes
         for name, contender in chosen.items()
+        if SHAPES[shape]["tls"] or not contender.tls_only
     }
     found = interleaved(runs, options.runs)
     part.results["saturation"] = found
     for shape in shapes:
-        tell_saturation(part, shape, {n: found[f"{shape}|{n}"] for n in chosen}, chosen)
+        told = {n: found[key] for n in chosen if (key := f"{shape}|{n}") in found}
+        tell_saturation(part, shape, told, chosen)
     rates = [] if options.quick else [int(rate) for rate in options.rates.split(",") if rate]
     limits = {"klagg": 10**9, "websocket": 30_000, "picows": 10**9}
     runs = {

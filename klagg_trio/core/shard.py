@@ -687,6 +687,8 @@ class Shard:
         among the unknown: then only `stored` can tell what it gave.
         """
         open_ms = official.open_ms
+        if state.official.holds(open_ms):
+            return  # two who asked for it at once
         suspect = state.suspects.holds(open_ms)
         held = next((held for held in state.held if held.open_ms == open_ms), None)
         old = held or state.partials.pop(open_ms, None)

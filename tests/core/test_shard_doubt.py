@@ -496,6 +496,21 @@ def test_spans_of_one_symbol_are_told_by_that_symbol():
     assert [(event.kind, event.symbol) for event in facts.events] == [("gap", SYMBOL)]
 
 
+def test_a_minute_is_replaced_once():
+    """Two who asked for the same official minute at the same time change it once."""
+    desk = Desk("1h")
+    desk.trades(trade(1, 0.5))
+    desk.tick(9)
+    stored = desk.shard.states[SYMBOL].traded
+    first = desk.shard.replace_minutes(SYMBOL, [official(0, trade(1, 0.5, 9_000))], [stored])
+    again = desk.shard.replace_minutes(SYMBOL, [official(0, trade(1, 0.5, 9_000))], [stored])
+    assert first
+    assert not again
+    (hour,) = desk.state.longer
+    assert hour.unofficial_minutes == 8
+    assert hour.bar.count == 1
+
+
 def test_an_official_minute_is_never_doubted_again():
     """A loss that is told of late reaches back over minutes that were repaired meanwhile."""
     desk = Desk("1h", live=False)
