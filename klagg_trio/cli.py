@@ -107,9 +107,21 @@ def cli() -> None:
 @cli.command()
 @click.option("--minutes", type=click.IntRange(1), help="Stop after this many simulated minutes.")
 @click.option("--speed", metavar="X|max", default="60", show_default=True, help="Times real time.")
-@click.option("--symbols", type=click.IntRange(1, 2_000), default=45, show_default=True)
-@click.option("--seed", type=click.IntRange(0), default=1, show_default=True)
-@click.option("--faults", type=click.Choice(["none", "mild", "harsh"]), default="none")
+@click.option(
+    "--symbols",
+    type=click.IntRange(1, 2_000),
+    default=45,
+    show_default=True,
+    help="Contracts of the simulated exchange.",
+)
+@click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Of the market.")
+@click.option(
+    "--faults",
+    type=click.Choice(["none", "mild", "harsh"]),
+    default="none",
+    show_default=True,
+    help="What goes wrong meanwhile.",
+)
 @_headless
 @click.option("--json", "as_json", is_flag=True, help="Print a summary as one JSON object.")
 @click.option("--data-dir", metavar="DIR", help="Keep the data there.  [default: a temporary one]")
@@ -185,11 +197,21 @@ def run(headless: bool, duration: str | None, **flags: str | None) -> int:
 
 
 @cli.command()
-@click.option("--seed", type=click.IntRange(0), default=1, show_default=True)
-@click.option("--symbols", type=click.IntRange(1, 2_000), default=45, show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Of the market.")
+@click.option(
+    "--symbols",
+    type=click.IntRange(1, 2_000),
+    default=45,
+    show_default=True,
+    help="Contracts of the simulated exchange.",
+)
 @click.option("--host", default="127.0.0.1", show_default=True, help="A loopback address.")
-@click.option("--rest-port", type=click.IntRange(0, 65_535), default=8780, show_default=True)
-@click.option("--ws-port", type=click.IntRange(0, 65_535), default=8781, show_default=True)
+@click.option(
+    "--rest-port", type=click.IntRange(0, 65_535), default=8780, show_default=True, help="0: any."
+)
+@click.option(
+    "--ws-port", type=click.IntRange(0, 65_535), default=8781, show_default=True, help="0: any."
+)
 @click.option("--duration", metavar="SPAN", help="Stop after, such as 5m.")
 @_json
 def sim(
@@ -225,7 +247,9 @@ def sim(
 @cli.command()
 @click.argument("file", type=click.Path(exists=True, dir_okay=False))
 @click.option("--symbol", help="The symbol of the trades.  [default: from the file's name]")
-@click.option("--intervals", metavar="NAMES", default="1m", show_default=True)
+@click.option(
+    "--intervals", metavar="NAMES", default="1m", show_default=True, help="Such as 1m,1h; or: all."
+)
 @click.option("--out", type=click.Path(dir_okay=False), help="Write there instead of stdout.")
 def replay(file: str, symbol: str | None, intervals: str, out: str | None) -> int:
     """Make bars from recorded trades, a csv of aggTrades.
