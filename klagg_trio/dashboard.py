@@ -206,6 +206,7 @@ def _bars(vitals: Vitals) -> Section:
     suspect = _fields(
         ("sealed", f"{bars.sealed:,}"),
         ("flat", f"{bars.flat:,}"),
+        ("official", f"{bars.official:,}"),
         ("restated", f"{bars.restated:,}"),
         ("repaired", f"{vitals.repaired_minutes:,} min"),
     )

@@ -224,6 +224,7 @@ async def connect(
         silence_limit_s=max(10.0, hiccup_s),
         stale_limit_s=max(3.0, hiccup_s),
         suspend_limit_s=max(2.0, hiccup_s),
+        symbol_silence_s=max(15.0, 2 * hiccup_s),
         since="2h",
         offset_refresh_s=60.0,
         snapshot_every_s=120.0,

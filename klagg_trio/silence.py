@@ -29,8 +29,8 @@ LOOK_S: Final = 2.0
 TICKER_LAG_MS: Final = 3_000
 """A ticker may come this much later than the trade that it tells of."""
 
-ARRIVAL_S: Final = 2.0
-"""A trade that REST counts already may take this long on the feed."""
+ARRIVAL_SHARE: Final = 0.2
+"""Of the silence limit: how long a trade that REST counts already may take on the feed."""
 
 MINUTES_MAX: Final = 99
 """Rows that cost weight 1; a symbol quiet for longer than this is held against these."""
@@ -125,7 +125,7 @@ class SilenceWatch:
             return
         later = [bar for bar in bars if bar.open_ms > first_ms or ours is not None]
         missing = sum(bar.count for bar in later) - (ours or 0)
-        await trio.sleep(ARRIVAL_S)
+        await trio.sleep(self._silence_ms / 1_000 * ARRIVAL_SHARE)
         if missing <= 0 or state.last_trade_ms != last_ms:
             return
         self.lost += 1

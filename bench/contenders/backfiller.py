@@ -34,7 +34,7 @@ def weight_of(url: httpx.URL) -> int:
     """Return what the exchange charges (binance.md section 4)."""
     if url.path == "/fapi/v1/klines":
         limit = int(url.params.get("limit", 500))
-        return next((w for top, w in ((100, 1), (500, 2), (1_000, 5)) if limit < top), 10)
+        return next((w for top, w in ((100, 1), (500, 2), (1_000, 5)) if limit <= top), 10)
     return {"/fapi/v1/aggTrades": 20, "/fapi/v1/ticker/24hr": 40}.get(url.path, 1)
 
 

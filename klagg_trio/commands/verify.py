@@ -9,7 +9,7 @@ import click
 
 from klagg_trio.commands import EXIT_FINDINGS
 from klagg_trio.commands.start import DATABASE_NAME, load_here
-from klagg_trio.store.verify import verify
+from klagg_trio.store.verify import tally, verify
 
 
 def run_command(flags: Mapping[str, str | None], *, as_json: bool) -> int:
@@ -24,5 +24,9 @@ def run_command(flags: Mapping[str, str | None], *, as_json: bool) -> int:
                 f"{finding.kind}: {finding.symbol} {finding.interval} {finding.open_ms}: "
                 f"{finding.text}"
             )
-        click.echo(f"klagg: {len(findings)} findings in {path}", err=True)
+        sources = ", ".join(
+            f"{each.bars:,} {each.source} ({each.revised:,} revised)" for each in tally(path)
+        )
+        click.echo(f"klagg: {path}: {sources or 'no bars'}", err=True)
+        click.echo(f"klagg: {len(findings)} findings", err=True)
     return EXIT_FINDINGS if findings else 0

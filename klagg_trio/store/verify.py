@@ -71,6 +71,15 @@ class Finding(NamedTuple):
     text: str
 
 
+class Tally(NamedTuple):
+    """What the bars say of themselves."""
+
+    source: str
+    bars: int
+    revised: int
+    """Of these, changed after they were first stored."""
+
+
 class Check(NamedTuple):
     """What must hold for every bar by itself, in SQL."""
 
@@ -168,6 +177,15 @@ def verify(path: Path) -> list[Finding]:
             raise _damaged(path, f"SQLite finds: {flaw}")
         connection.execute("BEGIN")
         return _found(connection)
+
+
+def tally(path: Path) -> list[Tally]:
+    """Return how many bars there are of each source."""
+    with _mapped(path), closing(_opened(path)) as connection:
+        rows = connection.execute(
+            "SELECT source, count(*), sum(revision > 0) FROM klines GROUP BY source ORDER BY 2 DESC"
+        )
+        return [Tally(*row) for row in rows]
 
 
 def _found(connection: sqlite3.Connection) -> list[Finding]:
