@@ -41,7 +41,9 @@ def make(path: Path, symbols: int, bars: int) -> None:
     """Make a database with so many 1m bars, none of them recent."""
     names = symbols_of(symbols)
     database = Database.open(path)
-    database.put_symbols([_Contract(name) for name in names], dict.fromkeys(names, THREE_DAY_PHASE_MS))
+    database.put_symbols(
+        [_Contract(name) for name in names], dict.fromkeys(names, THREE_DAY_PHASE_MS)
+    )
     database.close()
     if not bars:
         return

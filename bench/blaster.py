@@ -1,4 +1,4 @@
-"""A websocket server that sends one capture to one client, as fast as the client takes it or at a
+"""A websocket server that sends one capture to the client that asks for it, as fast as the client takes it or at a
 set rate: the exchange of `wire_to_bars`, in a process of its own.
 
 It must never be what a benchmark measures, so everything is made ready before the first byte goes
@@ -25,6 +25,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -247,10 +248,30 @@ def main() -> None:
         start_ms=options.start_ms,
         form=options.form,
     )
+    done = threading.Event()
     with socket.create_server(("127.0.0.1", 0)) as server:
         print(server.getsockname()[1], flush=True)
-        connection, _ = server.accept()
-    with connection:
+
+        def accept() -> None:
+            while True:
+                connection, _ = server.accept()
+                threading.Thread(
+                    target=serve, args=(connection, source, options, done), daemon=True
+                ).start()
+
+        threading.Thread(target=accept, daemon=True).start()
+        done.wait()
+        os._exit(0)
+
+
+def serve(
+    connection: socket.socket, source: Capture, options: argparse.Namespace, done: threading.Event
+) -> None:
+    """Serve one client; the one that wants the trades ends the process when it goes.
+
+    Others, such as one that waits for listings, are acknowledged and hear nothing more.
+    """
+    with connection, suppress(ConnectionError):
         peer = Peer(connection, options.tls)
         rest = shake_hands(peer)
         take_subscriptions(peer, rest, options.names)
@@ -270,6 +291,7 @@ def main() -> None:
                     peer, source, tls=options.tls, frames_per_record=options.frames_per_record
                 )
             wait_for_end(peer)
+        done.set()
 
 
 # -- The caller's side -----------------------------------------------------------------------------

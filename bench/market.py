@@ -68,7 +68,9 @@ def instruments(count: int, seed: int = 1) -> list[Instrument]:
     made = []
     names = {"BTC": None, "ETH": None, "SOL": None, "1000PEPE": None, "XRP": None, "DOGE": None}
     while len(names) < count:
-        names["".join(draw.choices("ABCDEFGHIJKLMNOPRSTUVXYZ", k=draw.choice((3, 3, 4, 4, 5))))] = None
+        names["".join(draw.choices("ABCDEFGHIJKLMNOPRSTUVXYZ", k=draw.choice((3, 3, 4, 4, 5))))] = (
+            None
+        )
     for name in itertools.islice(names, count):
         price_decimals = draw.choice((1, 2, 2, 3, 4, 4, 5, 5, 6, 7))
         made.append(

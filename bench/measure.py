@@ -140,7 +140,9 @@ def machine() -> Figures:
     }
 
 
-def spawn(module: str, *arguments: str, env: Mapping[str, str] | None = None, timeout_s: float = 150):
+def spawn(
+    module: str, *arguments: str, env: Mapping[str, str] | None = None, timeout_s: float = 150
+):
     """Run a contender in a process of its own; return the JSON object it printed last."""
     done = subprocess.run(
         [sys.executable, "-m", module, *arguments],

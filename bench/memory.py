@@ -69,9 +69,7 @@ def main() -> None:
         parse.add_argument("--trades", type=int, default=300_000)
 
     options = part.options(runs=3, add=add)
-    names = options.only or (
-        ["klagg-1", "klagg-15"] if options.quick else list(CONTENDERS)
-    )
+    names = options.only or (["klagg-1", "klagg-15"] if options.quick else list(CONTENDERS))
     count = 50_000 if options.quick else options.trades
     runs = {}
     for name in names:
@@ -90,9 +88,7 @@ def main() -> None:
             part.note(f"{label}: {each[-1]['error']}")
             continue
         ratio = median(each, "us") / ours[12 if intervals > 1 else 1]
-        rows.append(
-            (label, spread(each, "per_s"), spread(each, "us", digits=2), f"{ratio:.1f}")
-        )
+        rows.append((label, spread(each, "per_s"), spread(each, "us", digits=2), f"{ratio:.1f}"))
     table(
         f"Trades in memory to bars, 500 symbols, {count:,} trades",
         ("", "trades/s", "CPU us/trade", "CPU against klagg's at as many intervals"),

@@ -129,7 +129,9 @@ def main() -> None:
     options = part.options(runs=3, add=add)
     rows = 200_000 if options.quick else options.rows
     path = archive(rows)
-    outs = {name: CACHE / f"replay-{name}.csv" for name in ("klagg", "klagg-15", "polars", "duckdb")}
+    outs = {
+        name: CACHE / f"replay-{name}.csv" for name in ("klagg", "klagg-15", "polars", "duckdb")
+    }
     klagg = (sys.executable, "-m", "klagg_trio", "replay", str(path))
     one_thread = ("env", "POLARS_MAX_THREADS=1")
     commands = {
@@ -150,8 +152,10 @@ def main() -> None:
     part.results["runs"] = found
     ours = bars_of(outs["klagg"])
     counted = sum(bar[5] for bar in ours.values())
-    part.note(f"{rows:,} rows, {path.stat().st_size / 2**20:.0f} MiB; {len(ours):,} minutes, "
-              f"{counted:,.0f} raw trades in bars")
+    part.note(
+        f"{rows:,} rows, {path.stat().st_size / 2**20:.0f} MiB; {len(ours):,} minutes, "
+        f"{counted:,.0f} raw trades in bars"
+    )
     for name in ("polars", "duckdb"):
         if name in commands and "error" not in found[name][-1]:
             theirs = bars_of(outs[name])

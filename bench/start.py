@@ -188,7 +188,10 @@ def state_of(symbols: int) -> StartState:
             bar.high, bar.low = price * Decimal("1.0213"), price * Decimal("0.9871")
             bar.volume = Decimal(each.lot * 977 + number).scaleb(-each.quantity_decimals)
             bar.quote_volume = bar.volume * price
-            bar.taker_buy_volume, bar.taker_buy_quote_volume = bar.volume / 2, bar.volume * price / 2
+            bar.taker_buy_volume, bar.taker_buy_quote_volume = (
+                bar.volume / 2,
+                bar.volume * price / 2,
+            )
             bar.count, bar.first, bar.last = 4_000 + number, open_ms, cut_ms - MINUTE_MS
             bar.source = Source.TRADES
             open_bars.append(OpenBar(interval.name, bar, 3))
@@ -216,7 +219,9 @@ def snapshot(symbols: int) -> Figures:
 
 
 def main() -> None:
-    part = Part("start", "from process start to the first subscription, to the first minute on disk")
+    part = Part(
+        "start", "from process start to the first subscription, to the first minute on disk"
+    )
 
     def add(parse: argparse.ArgumentParser) -> None:
         parse.add_argument("--no-durable", action="store_true", help="skip the wait for a minute")
@@ -246,11 +251,10 @@ def main() -> None:
             capture_output=True,
             cwd=ROOT,
         )
-        part.note(f"backfill of the start state, {symbols} symbols: "
-                  f"{time.perf_counter() - started:.1f} s")
-        runs = [
-            run_klagg(data, rest_url, ws_url, to_durable=False) for _ in range(options.runs)
-        ]
+        part.note(
+            f"backfill of the start state, {symbols} symbols: {time.perf_counter() - started:.1f} s"
+        )
+        runs = [run_klagg(data, rest_url, ws_url, to_durable=False) for _ in range(options.runs)]
         if not options.quick and not options.no_durable:
             runs.append(run_klagg(data, rest_url, ws_url, to_durable=True))
     shutil.rmtree(data)
@@ -259,7 +263,9 @@ def main() -> None:
     rows.append(("SIGTERM to exit", spread(runs, "stop_ms")))
     table("Programs (ms)", ("", "ms"), rows)
     allowed = 1.5 * libraries_ms + 200
-    part.note(f"allowed to the first subscription: 1.5 x {libraries_ms:.0f} + 200 = {allowed:.0f} ms")
+    part.note(
+        f"allowed to the first subscription: 1.5 x {libraries_ms:.0f} + 200 = {allowed:.0f} ms"
+    )
     if not math.isnan(median(runs, "durable_s")):
         part.note(
             f"first minute on disk {median(runs, 'durable_s'):.1f} s after process start, "

@@ -38,7 +38,14 @@ def bars_of(first_ms: int, count: int) -> list[Bar]:
         volume = Decimal(number % 9_973 + 1) / 1000
         made.append(
             Bar(
-                *(open_ms, open_ms + MINUTE_MS, price, price + 1, price - 1, price + Decimal("0.5")),
+                *(
+                    open_ms,
+                    open_ms + MINUTE_MS,
+                    price,
+                    price + 1,
+                    price - 1,
+                    price + Decimal("0.5"),
+                ),
                 *(volume, volume * price, number % 500 + 1, volume / 2, volume * price / 2),
                 source=Source.OFFICIAL,
             )

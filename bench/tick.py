@@ -182,7 +182,18 @@ def main() -> None:
             )
     table(
         "One symbol read through `klines` (ms), and what else went on",
-        ("", "day", "rows", "year", "rows", "CPU %", "feed/s", "lag p99.9 ms", "max", "max, all ending"),
+        (
+            "",
+            "day",
+            "rows",
+            "year",
+            "rows",
+            "CPU %",
+            "feed/s",
+            "lag p99.9 ms",
+            "max",
+            "max, all ending",
+        ),
         rows,
     )
     part.finish()

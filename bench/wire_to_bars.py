@@ -51,11 +51,29 @@ CONTENDERS = {
         "trio-websocket get_message() + json", "websocket_loop", 60_000, ("--json",)
     ),
     "ccxt": Contender("ccxt.pro + build_ohlcvc", "ccxt_pro", 40_000, (), "ccxt", True, 190),
-    "cryptofeed": Contender("cryptofeed + OHLCV", "cryptofeed_ohlcv", 60_000, (), "cryptofeed", False, 190, tls_only=True),
-    "nautilus": Contender(
-        "nautilus_trader live client", "nautilus_live", 40_000, (), "nautilus_trader", True, 190, unnamed=1
+    "cryptofeed": Contender(
+        "cryptofeed + OHLCV",
+        "cryptofeed_ohlcv",
+        60_000,
+        (),
+        "cryptofeed",
+        False,
+        190,
+        tls_only=True,
     ),
-    "tardis": Contender("tardis-dev trade bars (node)", "tardis_live", 200_000, (), "", True, form="trade"),
+    "nautilus": Contender(
+        "nautilus_trader live client",
+        "nautilus_live",
+        40_000,
+        (),
+        "nautilus_trader",
+        True,
+        190,
+        unnamed=1,
+    ),
+    "tardis": Contender(
+        "tardis-dev trade bars (node)", "tardis_live", 200_000, (), "", True, form="trade"
+    ),
     "picows": Contender("picows + msgspec, bare", "picows_msgspec", 600_000, (), "picows"),
     "drain": Contender("bare socket drain", "drain", 600_000),
 }

@@ -18,6 +18,7 @@ from klagg_trio.nursery_app import RunReport
 from klagg_trio.sim.server import SimExchange
 from klagg_trio.store.database import REPLACED_MARK, open_reader
 from klagg_trio.store.schema import VALUE_COLUMNS
+from klagg_trio.store.verify import verify
 
 DIFFERENCES_TOLD: Final = 10
 
@@ -65,6 +66,8 @@ class DemoSummary:
     late: int
     rejected: int
     not_ours: int
+    verify_findings: int
+    """What `klagg verify` finds."""
     added_symbols: int
     removed_symbols: int
     weight_peak_percent: float
@@ -80,7 +83,7 @@ class DemoSummary:
         accounted = (
             self.trades_in_bars + self.duplicates + self.late + self.rejected + self.not_ours
         )
-        wrong = self.holes or self.differing_bars or self.suspect_bars
+        wrong = self.holes or self.differing_bars or self.suspect_bars or self.verify_findings
         return not wrong and accounted == self.trades_received
 
     def as_json(self) -> dict[str, Any]:
@@ -117,6 +120,9 @@ def check_bars(
             _check_series(connection, series, exchange, (promise.end_ms, last_ms), tally)
     finally:
         connection.close()
+    findings = verify(path)
+    for finding in findings:
+        tally.tell(f"{finding.kind}: {finding.symbol} {finding.interval} {finding.text}")
     vitals, simulated = report.vitals, exchange.statistics()
     audit = vitals.audit
     return DemoSummary(
@@ -142,6 +148,7 @@ def check_bars(
         late=vitals.trades.late,
         rejected=vitals.trades.rejected,
         not_ours=vitals.trades.not_ours,
+        verify_findings=len(findings),
         added_symbols=len(report.added),
         removed_symbols=len(report.removed),
         weight_peak_percent=round(100 * simulated.weight_peak / exchange.options.weight_limit, 1),

@@ -203,21 +203,23 @@ def _connections(connections: Sequence[ConnectionVitals], rows: int) -> Section:
 
 def _bars(vitals: Vitals) -> Section:
     bars, trades, audit = vitals.bars, vitals.trades, vitals.audit
-    suspect = _fields(
-        ("sealed", f"{bars.sealed:,}"),
-        ("flat", f"{bars.flat:,}"),
-        ("official", f"{bars.official:,}"),
-        ("restated", f"{bars.restated:,}"),
-        ("repaired", f"{vitals.repaired_minutes:,} min"),
-    )
-    suspect.append("  suspect ", style=QUIET)
-    suspect.append(
+    sealed = _fields(("sealed", f"{bars.sealed:,}"), ("flat", f"{bars.flat:,}"))
+    sealed.append("  suspect ", style=QUIET)
+    sealed.append(
         f"{vitals.suspect_minutes:,} min", style="bold yellow" if vitals.suspect_minutes else ""
+    )
+    sealed.append("  ")
+    sealed.append_text(
+        _fields(
+            ("repaired", f"{vitals.repaired_minutes:,}"),
+            ("official", f"{bars.official:,}"),
+            ("restated", f"{bars.restated:,}"),
+        )
     )
     audited = audit.equal + audit.straddle + audit.unexplained if audit else 0
     share = f"{100 * audit.share_equal:.2f} %" if audit and audited else "-"
     return [
-        suspect,
+        sealed,
         _fields(
             ("trades", f"{vitals.received:,}"),
             ("in bars", f"{trades.in_bars:,}"),

@@ -153,6 +153,4 @@ if __name__ == "__main__":
     parse.add_argument("symbols", type=int)
     parse.add_argument("since")
     parse.add_argument("--share", type=float, default=0.8)
-    trio.run(
-        run, parse.parse_args(), clock=trio.testing.MockClock(autojump_threshold=0)
-    )
+    trio.run(run, parse.parse_args(), clock=trio.testing.MockClock(autojump_threshold=0))

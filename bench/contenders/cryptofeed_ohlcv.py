@@ -50,7 +50,8 @@ def main() -> None:
     Symbols.set(BinanceFutures.id, names, {"instrument_type": dict.fromkeys(names, "perpetual")})
     BinanceFutures.websocket_endpoints = [
         WebsocketEndpoint(
-            task.url, options={"compression": None, "ssl": ssl.create_default_context()}
+            task.url,
+            options={"compression": None, "ssl": ssl.create_default_context()}
             if task.url.startswith("wss")
             else {"compression": None},
         )

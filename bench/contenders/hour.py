@@ -129,9 +129,7 @@ async def run(options: argparse.Namespace) -> None:
                 "peak_mib": max(sizes),
                 "slope_mib_per_hour": slope * 60,
                 "trades": sum(shard.trades.total for shard in shards),
-                "not_in_bars": sum(
-                    shard.trades.total - shard.trades.in_bars for shard in shards
-                ),
+                "not_in_bars": sum(shard.trades.total - shard.trades.in_bars for shard in shards),
                 "sizes": sizes,
             }
         )

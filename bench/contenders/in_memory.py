@@ -188,7 +188,9 @@ def check_nautilus(expected: Expected, bars: list, last_ms: int) -> None:
         )
         for bar in bars
     }
-    check_floats({key: bar for key, bar in expected.items() if key[1] + MINUTE_MS <= last_ms}, found)
+    check_floats(
+        {key: bar for key, bar in expected.items() if key[1] + MINUTE_MS <= last_ms}, found
+    )
 
 
 def run_nautilus(symbols: int, count: int, intervals: int) -> None:
@@ -269,9 +271,7 @@ def run_nautilus_engine(symbols: int, count: int, intervals: int) -> None:
         config=DataEngineConfig(time_bars_interval_type="right-open"),
     )
     venue = Venue("BINANCE")
-    engine.register_client(
-        BacktestMarketDataClient(ClientId("BINANCE"), bus, cache, clock)
-    )
+    engine.register_client(BacktestMarketDataClient(ClientId("BINANCE"), bus, cache, clock))
     contracts = [nautilus_instrument(each) for each in made]
     bars: list = []
     for contract in contracts:

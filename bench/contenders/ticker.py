@@ -113,9 +113,7 @@ class Market:
             open_bars.append(OpenBar(interval.name, bar, 1))
         phase_ms = INTERVALS["3d"].with_phase(cut_ms + MINUTE_MS).phase_ms
         next_id = self.ids[symbol]
-        return Seed(
-            symbol, 0, NEVER_MS, price, next_id, cut_ms - 1, phase_ms, tuple(open_bars)
-        )
+        return Seed(symbol, 0, NEVER_MS, price, next_id, cut_ms - 1, phase_ms, tuple(open_bars))
 
     def trade(self) -> None:
         """Let every symbol trade twice in the running minute."""
