@@ -158,16 +158,7 @@ class App:
             intervals=names,
             run_in_thread=edge.run_in_thread,
         )
-        self.silence = SilenceWatch(
-            self.shards,
-            self.discovery.traded_ms,
-            is_live=self.feeds.coverage.__contains__,
-            lose_symbol=self.feeds.lose_symbol,
-            rest=edge.rest,
-            silence_s=settings.symbol_silence_s,
-            now_ms=self.clock.now_ms,
-            note=self.note,
-        )
+        self.silence = self._make_silence_watch()
         self.repair = self._make_repair()
         self.auditor = self._make_auditor()
         self._events: deque[Event] = deque()
@@ -176,6 +167,18 @@ class App:
         self.events_dropped = 0
         self._closes: dict[str, deque[float]] = {}
         self._closes_ms = 0
+
+    def _make_silence_watch(self) -> SilenceWatch:
+        return SilenceWatch(
+            self.shards,
+            self.discovery.traded_ms,
+            is_live=self.feeds.coverage.__contains__,
+            lose_symbol=self.feeds.lose_symbol,
+            rest=self.edge.rest,
+            silence_s=self.settings.symbol_silence_s,
+            now_ms=self.clock.now_ms,
+            note=self.note,
+        )
 
     def _make_repair(self) -> Repair:
         return Repair(

@@ -8,7 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import pytest
 
@@ -55,9 +55,9 @@ def select_nothing(seconds):
 def last_tick(data_dir):
     """Return the last tick in the database, or 0."""
     try:
-        connection = sqlite3.connect(f"file:{data_dir / 'klagg.db'}?mode=ro", uri=True)
-        row = connection.execute("SELECT value FROM meta WHERE key = 'last_tick'").fetchone()
-        connection.close()
+        uri = f"file:{data_dir / 'klagg.db'}?mode=ro"
+        with closing(sqlite3.connect(uri, uri=True)) as connection:
+            row = connection.execute("SELECT value FROM meta WHERE key = 'last_tick'").fetchone()
     except sqlite3.Error:
         return 0
     return int(row[0]) if row else 0
