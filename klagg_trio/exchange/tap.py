@@ -32,7 +32,7 @@ import trio
 CHUNK_BYTES: Final = 256 * 1024
 """Asked for at a time: some 1,200 frames, 1 ms of decoding."""
 
-PAUSE_BELOW_BYTES: Final = 64 * 1024
+PAUSE_BELOW_BYTES: Final = 40 * 1024
 """After a larger read there is no pause: chunks are long enough, the kernel's buffer is full."""
 
 FRAME_BYTES_MAX: Final = 1024 * 1024

@@ -66,18 +66,21 @@ T = TypeVar("T")
 
 
 class AggTrade(msgspec.Struct, gc=False):
-    """One aggTrade, as `core.trade.Trade` wants it. Holds no references, so the GC skips it."""
+    """One aggTrade, as `core.trade.Trade` wants it. Holds no references, so the GC skips it.
 
-    symbol: str = msgspec.field(name="s")
+    The fields stand in the order in which the exchange sends them, which the decoder expects.
+    """
+
+    event_ms: TimeMs = msgspec.field(name="E")
+    """When the exchange sent it: for measuring delay, never for the bar."""
     id: Id = msgspec.field(name="a")
+    symbol: str = msgspec.field(name="s")
     price: Decimal = msgspec.field(name="p")
     quantity: Decimal = msgspec.field(name="q")
     first_id: Id = msgspec.field(name="f")
     last_id: Id = msgspec.field(name="l")
     time_ms: TimeMs = msgspec.field(name="T")
     buyer_is_maker: bool = msgspec.field(name="m")
-    event_ms: TimeMs = msgspec.field(name="E")
-    """When the exchange sent it: for measuring delay, never for the bar."""
     market: int = msgspec.field(name="st", default=USD_M)
     """1 is USD-M, 2 is COIN-M."""
 
@@ -535,15 +538,15 @@ def decode_agg_trades(body: bytes, symbol: str) -> list[AggTrade]:
     trades = []
     for row in _decoded(_agg_trades_decoder, body, "aggTrades"):
         trade = AggTrade(
-            symbol,
-            row.id,
-            _number(row.price, "price"),
-            _number(row.quantity, "quantity"),
-            row.first_id,
-            row.last_id,
-            row.time_ms,
-            row.buyer_is_maker,
-            row.time_ms,
+            event_ms=row.time_ms,
+            id=row.id,
+            symbol=symbol,
+            price=_number(row.price, "price"),
+            quantity=_number(row.quantity, "quantity"),
+            first_id=row.first_id,
+            last_id=row.last_id,
+            time_ms=row.time_ms,
+            buyer_is_maker=row.buyer_is_maker,
         )
         _check_trade(trade)
         trades.append(trade)

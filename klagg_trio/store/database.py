@@ -23,7 +23,7 @@ longer than a day, the bar becomes suspect instead: repair then asks for the off
 from __future__ import annotations
 
 import datetime
-import math
+import heapq
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -47,8 +47,8 @@ from klagg_trio.store.schema import INTERVAL_CODES, VALUE_COLUMNS, migrate
 EVENTS_MAX: Final = 100_000
 """Events kept: months of a normal life, days of a very bad one, some 10 MB."""
 
-FOLD_TURN: Final = 240
-"""Calls of `fold` until every symbol had its turn. One a minute: recent bars go back four hours.
+FOLD_TURN: Final = 480
+"""Calls of `fold` until every symbol had its turn. One a minute: recent bars go back eight hours.
 The longer the turn, the less is written in all, and the more a reader looks up one by one."""
 
 OPENS_CLEARED: Final = 50
@@ -138,6 +138,8 @@ class Database:
         self._ids: dict[str, int] = {}
         self._folded: dict[int, int] = {}
         self._lives: dict[int, Listing] = {}
+        self._fold_due = 0.0
+        """Symbols to be folded; the fraction waits for the next call."""
         self._open_written: dict[tuple[int, int], tuple[Any, ...]] = {}
         """What the row of a running bar was last written from."""
         self._load_symbols()
@@ -462,8 +464,10 @@ class Database:
         Called once a minute, it brings every symbol's turn every `FOLD_TURN` minutes.
         """
         until_ms = self.last_tick()
-        turn = sorted(self._folded, key=lambda number: (self._folded[number], number))
-        turn = turn[: math.ceil(len(turn) / FOLD_TURN)]
+        self._fold_due += len(self._folded) / FOLD_TURN
+        count = int(self._fold_due)
+        self._fold_due -= count
+        turn = heapq.nsmallest(count, self._folded, key=lambda x: (self._folded[x], x))
         with self._transaction():
             rows = sum(self._fold_symbol(number, until_ms) for number in turn)
             self._clear_folded()
