@@ -69,7 +69,7 @@ async def _serve(
         await nursery.start(stop_at_signal)
         with trio.move_on_after(math.inf if seconds is None else seconds):
             await run_sim(
-                SimOptions(seed=seed, symbols=symbols, start_ms=start_ms),
+                SimOptions(seed=seed, symbols=symbols, start_ms=start_ms, straddle=True),
                 now_ms=now_ms,
                 host=host,
                 rest_port=ports[0],

@@ -98,7 +98,7 @@ def _tell(status: dict[str, Any]) -> None:
     if status["last_tick_ms"]:
         click.echo(
             f"every bar up to {_utc(status['last_tick_ms'])} is stored "
-            f"({status['behind_s']:.0f} s ago)"
+            f"({_ago(status['behind_s'])} ago)"
         )
     else:
         click.echo("no tick yet; run: klagg backfill, then klagg run")
@@ -112,8 +112,11 @@ def _tell(status: dict[str, Any]) -> None:
             f"trades of the last run: {parts}" + (f"; {balance:,} on the way" * (balance > 0))
         )
     if audit := status["audit"]:
+        audited = audit["equal"] + audit["straddle"] + audit["unexplained"]
         click.echo(
-            f"audit of the last 24 hours: {100 * audit['share_equal']:.3f} % equal as sealed "
+            "audit of the last 24 hours: nothing yet"
+            if not audited
+            else f"audit of the last 24 hours: {100 * audit['share_equal']:.3f} % equal as sealed "
             f"({audit['equal']:,} equal, {audit['straddle']:,} straddle, "
             f"{audit['unexplained']:,} unexplained)"
         )
@@ -128,6 +131,13 @@ def _tell(status: dict[str, Any]) -> None:
     )
     for event in status["events"]:
         click.echo(f"{_utc(event['at_ms'])}  {event['kind']}  {event['symbol']}  {event['text']}")
+
+
+def _ago(seconds: float) -> str:
+    for unit, length_s in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
+        if seconds >= 2 * length_s:
+            return f"{seconds / length_s:.0f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def _utc(at_ms: int) -> str:
