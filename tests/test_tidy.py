@@ -15,7 +15,7 @@ COLUMNS_MAX = 100
 FUNCTION_LINES_MAX = 70
 """Of its body, the docstring left out. Most functions have six."""
 
-SCENARIO_LINES_MAX = 100
+SCENARIO_LINES_MAX = 150
 """In bench/: a program that is measured is one scenario, told from its beginning to its end."""
 
 LEFTOVER = re.compile(r"\b(TO" + r"DO|FIX" + r"ME|XX" + r"X|HA" + r"CK)\b")
