@@ -2,8 +2,8 @@
 
 For each size: an ordinary minute (only 1m ends) and a minute with which all fifteen intervals end
 (a month that begins on a Monday), in an empty database and in one of ten million bars, with a feed
-running at 10,000 trades a second in the same event loop. The recent bars hold their usual four
-hours. Afterwards, one symbol's last day and year are read through the view `klines`.
+running at 10,000 trades a second in the same event loop. The recent bars hold their usual amount.
+Afterwards, one symbol's last day and year are read through the view `klines`.
 """
 
 from __future__ import annotations
@@ -18,17 +18,19 @@ from bench.big_database import big_database
 from bench.blaster import Blast, blasting
 from bench.market import CACHE
 from bench.measure import Figures, Part, interleaved, median, spawn, spread, table
+from klagg_trio.store.database import FOLD_TURN
 
 FEED_RATE = 10_000
 FEED_START_MS = 1_790_812_800_000 + 100
 """The fed market's capture begins with a minute: none ends while a tick is measured."""
 
-RECENT_MINUTES = 240
+RECENT_MINUTES = FOLD_TURN
+"""What the recent bars hold when every symbol has had its turn of folding."""
 
 
 def prepared(symbols: int, intervals: int, bars: int) -> Path:
-    """Return a database with four hours of recent bars; made once, copied for every run."""
-    folder = CACHE / f"tick-v2-{symbols}-{intervals}-{bars}"
+    """Return a database with its usual recent bars; made once, copied for every run."""
+    folder = CACHE / f"tick-v3-{symbols}-{intervals}-{bars}-{RECENT_MINUTES}"
     if not (folder / "ready").exists():
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(big_database(symbols, bars), folder)
@@ -37,13 +39,15 @@ def prepared(symbols: int, intervals: int, bars: int) -> Path:
             "bench.contenders.ticker",
             *(str(folder), str(symbols), str(intervals)),
             *("--ordinary", "0", "--full", "0", "--recent", str(RECENT_MINUTES)),
-            timeout_s=600,
+            timeout_s=1_200,
         )
         (folder / "ready").touch()
     return folder
 
 
-def run_one(size: tuple[int, int, int], ordinary: int, full: int, feed: bool) -> Figures:
+def run_one(
+    size: tuple[int, int, int], ordinary: int, full: int, *, feed: bool, collector: str
+) -> Figures:
     """Measure one size once."""
     symbols, intervals, bars = size
     base = prepared(symbols, intervals, bars)
@@ -52,6 +56,7 @@ def run_one(size: tuple[int, int, int], ordinary: int, full: int, feed: bool) ->
     shutil.copytree(base, folder)
     arguments = [str(folder), str(symbols), str(intervals)]
     arguments += ["--ordinary", str(ordinary), "--full", str(full if intervals == 15 else 0)]
+    arguments += ["--gc", collector]
     try:
         if not feed:
             return spawn("bench.contenders.ticker", *arguments)
@@ -90,6 +95,7 @@ def main() -> None:
     def add(parse: argparse.ArgumentParser) -> None:
         parse.add_argument("--sizes", default="", help="such as 500x15x10000000,5000x7x0")
         parse.add_argument("--no-feed", action="store_true")
+        parse.add_argument("--gc", default="as is", help="as is, frozen, tuned or off")
         parse.add_argument("--ordinary", type=int, default=30, help="ordinary ticks a run")
         parse.add_argument("--full", type=int, default=20, help="ticks with all ending a run")
 
@@ -109,7 +115,8 @@ def main() -> None:
                 (symbols, intervals, bars),
                 options.ordinary,
                 options.full,
-                not options.no_feed,
+                feed=not options.no_feed,
+                collector=options.gc,
             )
             for symbols, intervals, bars in sizes
         },
@@ -178,6 +185,8 @@ def main() -> None:
                     spread(runs, "lag_ordinary_p999", digits=1),
                     spread(runs, "lag_ordinary_max", digits=1),
                     spread(runs, "lag_full_max", digits=1),
+                    spread(runs, "open_ms", digits=0),
+                    spread(runs, "open_wal_bytes", 1e-6, 2),
                 )
             )
     table(
@@ -192,7 +201,9 @@ def main() -> None:
             "feed/s",
             "lag p99.9 ms",
             "max",
-            "max, all ending",
+            "all ending",
+            "open bars ms",
+            "WAL MB",
         ),
         rows,
     )
