@@ -133,7 +133,9 @@ async def test_d5_full_queues_lose_nothing(autojump_clock, tmp_path, monkeypatch
 
         monkeypatch.setattr(Database, "commit", refuse)
         await trio.sleep(30)
-        assert "the disk is full" in app.read().writer.trouble
+        vitals = app.read()
+        assert "the disk is full" in vitals.writer.trouble
+        assert (vitals.health, vitals.reason.startswith("disk: ")) == ("bad", True)
         await it.minutes(3)
         await it.repaired()
         await it.minutes(1)
