@@ -226,6 +226,8 @@ async def connect(
         suspend_limit_s=max(2.0, hiccup_s),
         symbol_silence_s=max(15.0, 2 * hiccup_s),
         since="2h",
+        shards=min(4, 1 + options.symbols // 8),
+        open_refresh_s=20.0 if in_memory else 5.0,  # nobody reads between two of them
         offset_refresh_s=60.0,
         snapshot_every_s=120.0,
         parallel_feeds=options.parallel_feeds,

@@ -144,6 +144,7 @@ class Watched:
         self.done: dict[int, float] = {}
         self.amended_s = 0.0
         self.amended_rows = 0
+        self.committing = False
         self.inner = database
         self.durable = trio.Event()
         self._token = trio.lowlevel.current_trio_token()
@@ -161,9 +162,11 @@ class Watched:
     def commit(self, minute_ms: int | None, facts: Any, open_bars: Any, meta: Any = None) -> int:
         if minute_ms is not None:
             self.frames()
+        self.committing = True
         started = time.perf_counter()
         rows = self.inner.commit(minute_ms, facts, open_bars, meta)
         ended = time.perf_counter()
+        self.committing = False
         if minute_ms is None:
             self.amended_s += ended - started
             self.amended_rows += rows
@@ -359,7 +362,8 @@ async def run(options: argparse.Namespace) -> None:
         out["lag_ordinary_max"] = max(lags_ms, default=0.0)
         scope.cancel()
         await settle()
-        out |= await refresh_open(market, watched, [send for send, _ in inboxes])
+        if options.ordinary:
+            out |= await refresh_open(market, watched, writer, [send for send, _ in inboxes])
         clear(watched)
         collector.pauses_ms.clear()
         latencies.clear()
@@ -395,7 +399,10 @@ async def run(options: argparse.Namespace) -> None:
 
 
 async def refresh_open(
-    market: Market, watched: Watched, inboxes: list[trio.MemorySendChannel[cmd.Message]]
+    market: Market,
+    watched: Watched,
+    writer: Writer,
+    inboxes: list[trio.MemorySendChannel[cmd.Message]],
 ) -> dict[str, float]:
     """Write the running bars, every symbol having traded since the last time."""
     taken_s, taken_bytes, rows = [], [], []
@@ -405,7 +412,10 @@ async def refresh_open(
         watched.amended_s, watched.amended_rows = 0.0, 0
         for inbox in inboxes:
             await inbox.send(cmd.ReportOpenBars())
-        await trio.sleep(0.5)
+        await trio.sleep(0.3)
+        while watched.committing or writer.statistics().queue:  # noqa: ASYNC110
+            await trio.sleep(0.05)
+        await trio.sleep(0.05)
         taken_s.append(watched.amended_s)
         rows.append(watched.amended_rows)
         taken_bytes.append(watched.frames() * PAGE)
