@@ -83,6 +83,9 @@ def _options(*options: Callable[[Command], Command]) -> Callable[[Command], Comm
 _data_dir = click.option("--data-dir", metavar="DIR", help="Where the data lives.  [default: data]")
 _symbols = click.option("--symbols", metavar="NAMES", help="Such as BTCUSDT,ETHUSDT; default: all.")
 _intervals = click.option("--intervals", metavar="NAMES", help="Such as 1m,1h,1d; or: all.")
+_chosen = click.option(
+    "--intervals", "chosen", metavar="NAMES", help="Such as 1h,1d; default: all that are stored."
+)
 _rest_url = click.option("--rest-url", metavar="URL", help="The exchange's REST root.")
 _ws_url = click.option("--ws-url", metavar="URL", help="The exchange's market stream root.")
 _since = click.option(
@@ -282,10 +285,10 @@ def verify(as_json: bool, **flags: str | None) -> int:
 
 
 @cli.command()
-@_options(_data_dir, _symbols, _intervals, _since, _rest_url)
+@_options(_data_dir, _symbols, _chosen, _since, _rest_url)
 @click.option("--repair", is_flag=True, help="Replace what differs by the exchange's own bars.")
 @_json
-def audit(repair: bool, as_json: bool, **flags: str | None) -> int:
+def audit(repair: bool, as_json: bool, chosen: str | None, **flags: str | None) -> int:
     """Hold stored bars against the exchange's own, field by field.
 
     \b
@@ -297,7 +300,7 @@ def audit(repair: bool, as_json: bool, **flags: str | None) -> int:
     """
     from klagg_trio.commands.audit import run_command
 
-    return run_command(flags, repair=repair, as_json=as_json)
+    return run_command(flags, chosen=chosen, repair=repair, as_json=as_json)
 
 
 @cli.command()
@@ -353,11 +356,13 @@ def config_show(origin: bool, as_json: bool, as_toml_file: bool, **flags: str | 
 
 
 @cli.command()
-@_options(_data_dir, _symbols, _intervals)
+@_options(_data_dir, _symbols, _chosen)
 @click.option("--format", "kind", type=click.Choice(["csv", "parquet", "feather"]), default="csv")
 @click.option("--out", type=click.Path(dir_okay=False), help="A file; csv goes to stdout without.")
 @click.option("--since", metavar="SPAN", help="Only newer bars: such as 7d, or from 2026-01-31.")
-def export(kind: str, out: str | None, since: str | None, **flags: str | None) -> int:
+def export(
+    kind: str, out: str | None, since: str | None, chosen: str | None, **flags: str | None
+) -> int:
     """Write stored bars for other programs.
 
     \b
@@ -366,4 +371,4 @@ def export(kind: str, out: str | None, since: str | None, **flags: str | None) -
     """
     from klagg_trio.commands.export import run_command
 
-    return run_command(flags, kind=kind, out=out, since=since)
+    return run_command(flags, chosen=chosen, kind=kind, out=out, since=since)

@@ -359,6 +359,15 @@ def test_export_csv(capsys):
 
 
 @pytest.mark.usefixtures("stored")
+def test_export_of_one_interval_needs_no_minutes(capsys):
+    """What is stored may be taken out by itself; an interval that does not exist is named."""
+    assert cli.execute(["export", "--intervals", "3m"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    assert cli.execute(["export", "--intervals", "1h,7m"]) == 2
+    assert "unknown interval '7m'" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("stored")
 def test_export_says_what_it_lacks(capsys):
     """An unknown symbol, a file that cannot be made and a missing library are each one line."""
     assert cli.execute(["export", "--symbols", "NOPE"]) == 78

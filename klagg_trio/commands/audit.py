@@ -16,6 +16,7 @@ from klagg_trio.audit import Audit, AuditReport, stored_series
 from klagg_trio.commands import EXIT_FINDINGS, EXIT_INTERRUPTED
 from klagg_trio.commands.start import (
     DATABASE_NAME,
+    intervals_of,
     load_here,
     locked,
     set_up_log,
@@ -32,14 +33,15 @@ TOLD_MAX: Final = 20
 """Differences printed where nobody asked for JSON."""
 
 
-def run_command(flags: Mapping[str, str | None], *, repair: bool, as_json: bool) -> int:
+def run_command(
+    flags: Mapping[str, str | None], *, chosen: str | None, repair: bool, as_json: bool
+) -> int:
     """Run the audit. Returns 3 where a bar differs for no known reason and was not replaced."""
-    loaded = load_here(flags)
-    settings = loaded.settings
+    settings = load_here(flags).settings
     set_up_log(settings)
-    all_intervals = loaded.origin["intervals"] == "default"
+    intervals = intervals_of(chosen)
     with _database(settings, repair) as database:
-        report = trio.run(_run, settings, database, all_intervals)
+        report = trio.run(_run, settings, database, intervals)
     if report is None:
         click.echo("klagg: stopped", err=True)
         return EXIT_INTERRUPTED
@@ -71,7 +73,7 @@ def _database(settings: Settings, repair: bool) -> Iterator[Database | None]:
 
 
 async def _run(
-    settings: Settings, database: Database | None, all_intervals: bool
+    settings: Settings, database: Database | None, intervals: tuple[str, ...]
 ) -> AuditReport | None:
     """Audit until done or until a signal, which gives None."""
     report = None
@@ -87,11 +89,7 @@ async def _run(
         try:
             kind, value_ms = parse_since(settings.since)
             since_ms = value_ms if kind == "at" else int(wall_ms()) - value_ms
-            names = settings.intervals
-            if all_intervals:
-                rows = connection.execute("SELECT DISTINCT i.interval FROM intervals AS i")
-                names = tuple(name for (name,) in rows)
-            series = stored_series(connection, settings.symbols, names, since_ms)
+            series = stored_series(connection, settings.symbols, intervals, since_ms)
             if not series:
                 raise ConfigurationError(
                     f"no stored bars in {settings.data_dir} match; see: klagg status, and --since"

@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Final, TextIO
 
 import click
 
-from klagg_trio.commands.start import DATABASE_NAME, load_here, wall_ms
+from klagg_trio.commands.start import DATABASE_NAME, intervals_of, load_here, wall_ms
 from klagg_trio.core.errors import ConfigurationError, StoreError
-from klagg_trio.core.intervals import INTERVALS
 from klagg_trio.settings import Settings, parse_since
 from klagg_trio.store.database import open_reader
 
@@ -53,19 +52,22 @@ Rows = Iterator[list[tuple[object, ...]]]
 
 
 def run_command(
-    flags: Mapping[str, str | None], *, kind: str, out: str | None, since: str | None
+    flags: Mapping[str, str | None],
+    *,
+    chosen: str | None,
+    kind: str,
+    out: str | None,
+    since: str | None,
 ) -> int:
     """Export what is asked for. Returns the exit code."""
-    loaded = load_here(flags)
-    settings = loaded.settings
+    settings = load_here(flags).settings
+    intervals = intervals_of(chosen)
     if kind != "csv" and out is None:
         raise click.UsageError(f"{kind} needs a file: --out FILE")
-    # Without --intervals everything stored is exported, whatever the default of `run` is.
-    intervals = settings.intervals if loaded.origin["intervals"] != "default" else ()
     connection = open_reader(settings.data_dir / DATABASE_NAME)
     try:
         symbols = _symbols(connection, settings)
-        rows = _batches(connection, symbols, intervals or tuple(INTERVALS), _since_ms(since))
+        rows = _batches(connection, symbols, intervals, _since_ms(since))
         if kind == "csv":
             _write_csv(rows, out)
         else:

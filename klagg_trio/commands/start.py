@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from klagg_trio.core.errors import LockedError, StoreError
+from klagg_trio.core.intervals import INTERVALS
 from klagg_trio.settings import Loaded, Settings, load, parse_duration_s
 
 if TYPE_CHECKING:
@@ -38,6 +39,22 @@ def duration_s(text: str | None) -> float | None:
         return parse_duration_s(text)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--duration") from error
+
+
+def intervals_of(text: str | None) -> tuple[str, ...]:
+    """Return the intervals that are asked for by name; all where none are. 1m need not be among."""
+    names = tuple(INTERVALS)
+    if text is None or text == "all":
+        return names
+    chosen = [name.strip() for name in text.split(",")]
+    for name in chosen:
+        if name not in INTERVALS:
+            known = " ".join(names)
+            raise click.BadParameter(
+                f"unknown interval {name!r}; known are: {known} (or: all)",
+                param_hint="--intervals",
+            )
+    return tuple(name for name in names if name in chosen)
 
 
 @contextmanager
