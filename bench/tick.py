@@ -28,6 +28,10 @@ RECENT_MINUTES = FOLD_TURN
 """What the recent bars hold when every symbol has had its turn of folding."""
 
 
+LARGE = 30_000
+"""Bars above which a tick takes seconds when all of them end."""
+
+
 def prepared(symbols: int, intervals: int, bars: int) -> Path:
     """Return a database with its usual recent bars; made once, copied for every run."""
     folder = CACHE / f"tick-v3-{symbols}-{intervals}-{bars}-{RECENT_MINUTES}"
@@ -54,6 +58,8 @@ def run_one(
     folder = CACHE / "tick-now"
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(base, folder)
+    if symbols * intervals > LARGE:  # the feed's capture lasts a minute
+        ordinary, full = ordinary // 3, full // 5
     arguments = [str(folder), str(symbols), str(intervals)]
     arguments += ["--ordinary", str(ordinary), "--full", str(full if intervals == 15 else 0)]
     arguments += ["--gc", collector]
