@@ -21,15 +21,17 @@ RATE = 10_000
 START_UP_S = 12.0
 """Until the blaster's first frame: it makes its records ready while klagg starts."""
 
+QUICK_START_UP_S = 5.0
 
-def run_one(seconds: float, watch: str, timed: bool, collector: str) -> Figures:
+
+def run_one(seconds: float, watch: str, timed: bool, *, collector: str, quick: bool) -> Figures:
     folder = CACHE / "whole-now"
     shutil.rmtree(folder, ignore_errors=True)
     Database.open(folder / "klagg.db").close()
     trades = int(RATE * (seconds + 15))
     blast = Blast(500, trades, float(RATE), START_MS, tls=True, frames_per_record=1, rate=RATE)
     blast.capture()
-    start_at_s = time.monotonic() + START_UP_S
+    start_at_s = time.monotonic() + (QUICK_START_UP_S if quick else START_UP_S)
     try:
         with blasting(blast, start_at_s=start_at_s, timeout_s=int(seconds) + 60) as port:
             return spawn(
@@ -37,7 +39,7 @@ def run_one(seconds: float, watch: str, timed: bool, collector: str) -> Figures:
                 *(str(folder), f"wss://127.0.0.1:{port}", "500", str(trades), str(RATE)),
                 *(str(START_MS), str(start_at_s), "--seconds", str(seconds), "--watch", watch),
                 *(("--timed",) if timed else ()),
-                *("--gc", collector),
+                *("--gc", collector, "--settled-s", "1" if quick else "8"),
                 env={"SSL_CERT_FILE": str(certificate()[0])},
             )
     finally:
@@ -60,7 +62,10 @@ def main() -> None:
     if options.quick:
         del jobs["no dashboard"]
     found = interleaved(
-        {name: partial(run_one, seconds, *job, options.gc) for name, job in jobs.items()},
+        {
+            name: partial(run_one, seconds, *job, collector=options.gc, quick=options.quick)
+            for name, job in jobs.items()
+        },
         options.runs,
     )
     part.results["runs"] = found

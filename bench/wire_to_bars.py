@@ -160,11 +160,8 @@ def main() -> None:
         if not installed(contender):
             part.note(f"{contender.label}: {contender.needs} is not installed; left out")
             del chosen[name]
-    shapes = list(SHAPES)
-    if options.quick:
-        shapes = shapes[:1]
-    if options.shapes:
-        shapes = [shapes[int(number) - 1] for number in options.shapes.split(",")]
+    numbers = "1" if options.quick else options.shapes
+    shapes = [list(SHAPES)[int(number) - 1] for number in numbers.split(",")]
     share = 0.1 if options.quick else 1.0
     runs: dict[str, Callable[[], Figures]] = {
         f"{shape}|{name}": partial(saturated, contender, shape, share)

@@ -354,7 +354,7 @@ async def run(options: argparse.Namespace) -> None:
         # The timer costs what it measures: it runs beside ticks whose latency is not taken.
         scope = trio.CancelScope()
         nursery.start_soon(watch_lag, scope)
-        for _ in range(options.ordinary // 4):
+        for _ in range(max(1, options.ordinary // 4) if options.ordinary else 0):
             market.trade()
             await settle()
             await tick(market.minute_ms + MINUTE_MS)
@@ -379,7 +379,7 @@ async def run(options: argparse.Namespace) -> None:
             scope = trio.CancelScope()
             nursery.start_soon(watch_lag, scope)
             held_ms = []
-            for boundary_ms in full_boundaries(market.minute_ms)[: options.full // 4]:
+            for boundary_ms in full_boundaries(market.minute_ms)[: max(1, options.full // 4)]:
                 market.load(boundary_ms - MINUTE_MS)
                 market.trade()
                 await settle()

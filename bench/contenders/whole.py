@@ -34,9 +34,6 @@ from klagg_trio.settings import Settings
 from klagg_trio.store.database import NEVER_MS, Database
 from klagg_trio.store.thread import one_thread
 
-SETTLED_S = 8.0
-"""After the first trades; measuring begins then."""
-
 
 class Outside:
     """REST and time, as far as a run without trouble asks for them."""
@@ -164,7 +161,7 @@ async def run(options: argparse.Namespace) -> None:
         with trio.fail_after(30):
             while not app.feeds.counts.received:  # noqa: ASYNC110
                 await trio.sleep(0.05)
-        await trio.sleep(SETTLED_S)
+        await trio.sleep(options.settled_s)
         before, cpu_s, began_s = (
             app.feeds.counts.received,
             time.process_time(),
@@ -207,6 +204,7 @@ if __name__ == "__main__":
     parse.add_argument("start_ms", type=int)
     parse.add_argument("start_at", type=float)
     parse.add_argument("--seconds", type=float, default=60.0)
+    parse.add_argument("--settled-s", type=float, default=8.0, help="before measuring begins")
     parse.add_argument("--watch", default="none", choices=("none", "line", "dashboard"))
     parse.add_argument("--timed", action="store_true")
     parse.add_argument("--gc", default="as is", choices=("as is", "tuned"))
