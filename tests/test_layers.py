@@ -9,8 +9,8 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "klagg_trio"
 
-PURE = {"__future__", "collections", "copy", "dataclasses", "decimal", "enum", "typing"}
-"""All of the standard library that `core` may use: no I/O, no clock, no chance, no log."""
+PURE = {"__future__", "collections", "copy", "dataclasses", "decimal", "enum", "numpy", "typing"}
+"""All that `core` may use besides itself: no I/O, no clock, no chance, no log."""
 
 CORE = {"core"}
 EDGE = {"core", "settings", "vitals", "cmd", "exchange", "store"}

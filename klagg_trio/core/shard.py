@@ -6,6 +6,9 @@ A shard keeps, for each of its symbols, the running 1m bar, the minutes ahead of
 already had trades, the last few sealed minutes, and the running bar of each longer interval.
 
 - `apply_trades` fills. A trade touches the 1m bar of its own time `T` and nothing else.
+- `apply_runs` does the same for trades that come as columns. What only goes on, ids and minute, is
+  added to sums that are *pending* until somebody needs the bar; a run that does anything else is
+  taken trade by trade. Whatever reads or changes a symbol settles its pending sums first.
 - `tick` alone seals. For each minute up to the given one, in order, and for each symbol: seal the
   1m bar (flat at the previous close where nothing traded), merge it into the longer bars, seal
   those that end with it, open what begins. A late tick does the same for every missed minute.
@@ -47,6 +50,15 @@ from decimal import Decimal
 from typing import Final
 
 from klagg_trio.core.bar import EXACT, Bar, Source, combined_source, newborn
+from klagg_trio.core.columns import (
+    ID,
+    NEVER,
+    UNKNOWN,
+    Addition,
+    Booleans,
+    PendingMinute,
+    TradeRuns,
+)
 from klagg_trio.core.facts import (
     BarCounts,
     BarFact,
@@ -183,11 +195,14 @@ class Shard:
         self.trades = TradeCounts()
         self.bars = BarCounts()
         self._longer_intervals = tuple(intervals[1:])
+        self._pending: PendingMinute | None = None
+        """Sums of trades that have reached their minute, but not yet its bar."""
 
     # -- Starting and stopping symbols ---------------------------------------------------------
 
     def load(self, seed: Seed) -> None:
         """Take up a symbol from a start snapshot whose cut is the shard's running minute."""
+        self._settle([seed.symbol])
         longer = [
             _Longer(
                 self._interval_of(open_bar.interval, seed),
@@ -219,6 +234,7 @@ class Shard:
         What the running minute already holds is left out: after a restart those trades are
         missing, so the id that continues is that of the first trade not in a sealed bar.
         """
+        self._settle()
         return [self._seed_of(state) for state in self.states.values()]
 
     def add_symbol(
@@ -236,6 +252,7 @@ class Shard:
         owed to repair where the listing was long ago.
         """
         facts = Facts()
+        self._settle([symbol])
         if symbol in self.states:
             return facts
         listed_ms = MINUTE.floor(onboard_ms)
@@ -272,6 +289,7 @@ class Shard:
     def end_symbol_before(self, symbol: str, onboard_ms: int) -> Facts:
         """Seal and freeze a symbol whose ticker a contract listed at `onboard_ms` has taken."""
         facts = Facts()
+        self._settle([symbol])
         state = self.states.get(symbol)
         if state is not None and state.onboard_ms < onboard_ms:
             self._freeze(state, facts)
@@ -295,6 +313,9 @@ class Shard:
         This loop is the hot path of the program: the common case, a trade that continues its
         symbol's ids within the running minute, is written out here and calls nothing.
         """
+        if self._pending is not None:
+            trades = list(trades)
+            self._settle({trade.symbol for trade in trades})
         facts: Facts | None = None
         states, counts = self.states, self.trades
         in_bars = 0
@@ -340,6 +361,54 @@ class Shard:
             decimal.setcontext(before)
             counts.in_bars += in_bars
         return facts or None
+
+    def apply_runs(self, runs: TradeRuns) -> Facts | None:
+        """Put trades that come as columns into their minutes: the same as `apply_trades`."""
+        pending = self._pending
+        if pending is None or pending.units is not runs.units or pending.full:
+            self._settle()
+            pending = self._pending = PendingMinute(runs.units)
+        expected = pending.next_id[runs.which]
+        unknown = expected == UNKNOWN
+        if unknown.any():
+            self._ask_next_ids(pending, runs.part(unknown))
+            expected = pending.next_id[runs.which]
+        usual: Booleans = (
+            (runs.first[ID] == expected)
+            & runs.unbroken
+            & (runs.earliest_ms >= self.minute_ms)
+            & (runs.latest_ms < self.minute_ms + MINUTE_MS)
+        )
+        if usual.all():
+            pending.add(runs)
+            self.trades.in_bars += runs.trades_count
+            return None
+        chosen = runs.part(usual)
+        pending.add(chosen)
+        self.trades.in_bars += chosen.trades_count
+        unusual = runs.part(~usual)
+        one_by_one = [trade for run in range(len(unusual)) for trade in unusual.trades_of(run)]
+        return self.apply_trades(one_by_one)
+
+    def _ask_next_ids(self, pending: PendingMinute, runs: TradeRuns) -> None:
+        """Look up which ids continue the symbols of these runs."""
+        states, symbols = self.states, runs.units.symbols
+        for index in runs.which.tolist():
+            state = states.get(symbols[index])
+            known = state is not None and state.next_id != _IN_DOUBT
+            pending.next_id[index] = state.next_id if state is not None and known else NEVER
+
+    def _settle(self, symbols: Iterable[str] | None = None) -> None:
+        """Bring the states of these symbols, or of all, up to date with what is pending."""
+        if self._pending is None:
+            return
+        before = decimal.getcontext()
+        decimal.setcontext(EXACT)
+        try:
+            for addition in self._pending.take(None if symbols is None else list(symbols)):
+                _add_up(self.states[addition.symbol], addition)
+        finally:
+            decimal.setcontext(before)
 
     def _apply_unusual(self, state: SymbolState, trade: Trade, facts: Facts) -> None:
         """Apply a trade that jumps, repeats, is out of order, or is not of the running minute."""
@@ -503,6 +572,7 @@ class Shard:
     def tick(self, minute_ms: int) -> Facts:
         """Seal every bar that ends at or before `minute_ms`, in order, and open what begins."""
         facts = Facts()
+        self._settle()
         before = decimal.getcontext()
         decimal.setcontext(EXACT)
         try:
@@ -621,6 +691,8 @@ class Shard:
 
     def feed_live(self, symbols: Iterable[str], since_ms: int) -> None:
         """From `since_ms` on, the feed of these symbols is provably alive."""
+        symbols = list(symbols)
+        self._settle(symbols)
         for symbol in symbols:
             state = self.states.get(symbol)
             if state is None:
@@ -632,6 +704,8 @@ class Shard:
     def feed_lost(self, symbols: Iterable[str], lost_ms: int) -> Facts:
         """Nothing after `lost_ms` is certain for these symbols until their feed is live again."""
         facts = Facts()
+        symbols = list(symbols)
+        self._settle(symbols)
         for symbol in symbols:
             state = self.states.get(symbol)
             if state is None or state.live_since_ms == NEVER_MS:
@@ -658,6 +732,7 @@ class Shard:
         replaced though they are not suspect: they are needed to take them out of longer bars.
         """
         facts = Facts()
+        self._settle([symbol])
         replaced = {bar.open_ms: bar for bar in stored}
         state = self.states.get(symbol)
         before = decimal.getcontext()
@@ -845,6 +920,7 @@ class Shard:
 
     def newborn_bars(self) -> list[BarFact]:
         """Return the bars that the last tick opened, as of the newest trade."""
+        self._settle()
         facts = []
         open_ms = self.minute_ms
         for state in self.states.values():
@@ -860,6 +936,7 @@ class Shard:
 
     def open_bars(self) -> list[BarFact]:
         """Return the running bars of all symbols and intervals, as of the newest trade."""
+        self._settle()
         facts = []
         before = decimal.getcontext()
         decimal.setcontext(EXACT)
@@ -922,6 +999,28 @@ class Shard:
             suspects=tuple(suspects),
             partials=(*state.partials.values(), *partials),
         )
+
+
+def _add_up(state: SymbolState, addition: Addition) -> None:
+    """Add to the running minute what trades that continue its ids add to it."""
+    bar = state.minute
+    if not bar.count:
+        bar.open, bar.high, bar.low = addition.open, addition.high, addition.low
+        bar.first = addition.first_id
+    else:
+        bar.high = max(bar.high, addition.high)
+        bar.low = min(bar.low, addition.low)
+        if addition.first_id < bar.first:  # older ids than those of this minute so far
+            bar.first, bar.open = addition.first_id, addition.open
+    bar.close, bar.last = addition.close, addition.last_id
+    bar.volume += addition.volume
+    bar.quote_volume += addition.quote_volume
+    bar.count += addition.count
+    if addition.taker_buy_volume:
+        bar.taker_buy_volume += addition.taker_buy_volume
+        bar.taker_buy_quote_volume += addition.taker_buy_quote_volume
+    state.next_id = addition.last_id + 1
+    state.last_trade_ms = addition.last_ms
 
 
 def _three_day_phase_ms(state: SymbolState) -> int:

@@ -1,0 +1,334 @@
+"""Trades as columns: many at once, exactly, in whole numbers.
+
+Theory of operation
+-------------------
+A busy market makes thousands of trades a second of the same few hundred symbols, and what most of
+them do to their bars is the same. So a burst of trades may come as *columns*: one row of numbers
+for ids, one for prices, and so on. Prices and quantities are whole numbers there, in units of the
+last decimal of their symbol (`Units`), so sums and products are exact as long as they fit into 63
+bits, which is made sure of before anything is added.
+
+- `group` sorts the trades of a burst by symbol and adds up what each symbol's *run* of them adds to
+  a bar (`TradeRuns`).
+- `PendingMinute` collects, for one shard, what runs have added to the running minute since its bars
+  were last brought up to date.
+
+Neither knows which run may be added like that: that the ids go on, that the minute is the running
+one. `core/shard.py` decides it, and takes the trades of any other run one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+Integers = npt.NDArray[np.int64]
+Booleans = npt.NDArray[np.bool_]
+
+ID, PRICE, QUANTITY, FIRST_ID, LAST_ID, TIME_MS, TAKER = range(7)
+"""Rows of a table of trades. TAKER is 1 where the taker bought."""
+
+VOLUME, QUOTE_VOLUME, COUNT, TAKER_VOLUME, TAKER_QUOTE_VOLUME = range(5)
+"""Rows of a table of sums."""
+
+SUM_MAX: Final = 1 << 61
+"""Of one run, and of what may be pending before the next: together they stay below 2^63."""
+
+RAW_TRADES_MAX: Final = 1 << 40
+"""Raw trades in one aggregate. No market makes so many in a year."""
+
+UNKNOWN: Final = -2
+"""The next id of a symbol whose state has not been asked, or may have changed since."""
+
+NEVER: Final = -3
+"""The next id of a symbol that no run continues: it is in doubt, or not of this shard."""
+
+_PRICE_MAX: Final = (1 << 63) - 1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Units:
+    """What the numbers in columns mean. Made once; other symbols or decimals make another one."""
+
+    symbols: tuple[str, ...]
+    """By their index in the columns."""
+    price_decimals: Integers
+    quantity_decimals: Integers
+    index: dict[str, int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "index", {name: n for n, name in enumerate(self.symbols)})
+
+
+@dataclass(slots=True)
+class ColumnTrade:
+    """One trade out of columns, as `core.trade.Trade` wants it."""
+
+    symbol: str
+    id: int
+    price: Decimal
+    quantity: Decimal
+    first_id: int
+    last_id: int
+    time_ms: int
+    buyer_is_maker: bool
+
+
+@dataclass(slots=True, eq=False)
+class TradeColumns:
+    """Trades in order of arrival, valid each: numbers above zero, no raw ids that go back."""
+
+    units: Units
+    which: npt.NDArray[np.int16]
+    """The symbol of each trade, as its index in `units`."""
+    table: Integers
+    """Seven rows, a column for each trade."""
+
+    def __len__(self) -> int:
+        return len(self.which)
+
+    def trades(self) -> list[ColumnTrade]:
+        """Return the trades one by one."""
+        return _trades(self.units, self.which.tolist(), self.table)
+
+
+def _trades(units: Units, which: Sequence[int], table: Integers) -> list[ColumnTrade]:
+    price_decimals, quantity_decimals = units.price_decimals, units.quantity_decimals
+    return [
+        ColumnTrade(
+            units.symbols[index],
+            trade_id,
+            _decimal(price, -int(price_decimals[index])),
+            _decimal(quantity, -int(quantity_decimals[index])),
+            first_id,
+            last_id,
+            time_ms,
+            not taker,
+        )
+        for index, (trade_id, price, quantity, first_id, last_id, time_ms, taker) in zip(
+            which, table.T.tolist(), strict=True
+        )
+    ]
+
+
+def _decimal(units: int, exponent: int) -> Decimal:
+    """Return a number of units of the last decimal; 0 is the same whatever its decimals."""
+    return Decimal(units).scaleb(exponent)
+
+
+@dataclass(slots=True, eq=False)
+class TradeRuns:
+    """The trades of a burst by symbol, and what each symbol's run of them adds to a bar."""
+
+    units: Units
+    table: Integers
+    """All trades, those of one run together and in order of arrival."""
+    which: Integers
+    """The symbol of each run, as its index in `units`. No symbol has two runs."""
+    starts: Integers
+    """Where each run begins in `table`."""
+    ends: Integers
+    """And the column after its last one."""
+    first: Integers
+    """Seven rows, a column for each run: its first trade."""
+    last: Integers
+    sums: Integers
+    """Five rows, a column for each run."""
+    high: Integers
+    low: Integers
+    earliest_ms: Integers
+    latest_ms: Integers
+    unbroken: Booleans
+    """Whether each id of a run is the one before it plus 1."""
+
+    def __len__(self) -> int:
+        return len(self.which)
+
+    @property
+    def trades_count(self) -> int:
+        """How many trades the runs hold."""
+        return int((self.ends - self.starts).sum())
+
+    def part(self, chosen: slice | Booleans) -> TradeRuns:
+        """Return some of the runs, over the same table."""
+        return TradeRuns(
+            self.units,
+            self.table,
+            self.which[chosen],
+            self.starts[chosen],
+            self.ends[chosen],
+            self.first[:, chosen],
+            self.last[:, chosen],
+            self.sums[:, chosen],
+            self.high[chosen],
+            self.low[chosen],
+            self.earliest_ms[chosen],
+            self.latest_ms[chosen],
+            self.unbroken[chosen],
+        )
+
+    def trades_of(self, run: int) -> list[ColumnTrade]:
+        """Return the trades of one run, one by one."""
+        start, end = int(self.starts[run]), int(self.ends[run])
+        which = [int(self.which[run])] * (end - start)
+        return _trades(self.units, which, self.table[:, start:end])
+
+
+def group(columns: TradeColumns, rank: npt.NDArray[np.int16] | None = None) -> TradeRuns | None:
+    """Sort trades by symbol, in the order of `rank` where it is given, and add each run up.
+
+    Returns None where a sum might not fit: then the trades have to be taken one by one.
+    """
+    which = columns.which
+    order = (which if rank is None else rank[which]).argsort(kind="stable")
+    which = which[order]
+    table = columns.table.take(order, axis=1)
+    price, quantity, taker = table[PRICE], table[QUANTITY], table[TAKER]
+    # In floats, since the product itself might overflow; the margin outweighs their rounding.
+    if not np.dot(price.astype(np.float64), quantity.astype(np.float64)) < SUM_MAX:
+        return None
+    size = len(which)
+    parts = np.empty((5, size), np.int64)
+    parts[VOLUME] = quantity
+    np.multiply(price, quantity, out=parts[QUOTE_VOLUME])
+    np.subtract(table[LAST_ID], table[FIRST_ID] - 1, out=parts[COUNT])
+    np.multiply(parts[:COUNT], taker, out=parts[TAKER_VOLUME:])
+    if parts[COUNT].max() >= RAW_TRADES_MAX:
+        return None
+    begins = np.empty(size, np.bool_)
+    begins[0] = True
+    np.not_equal(which[1:], which[:-1], out=begins[1:])
+    starts = begins.nonzero()[0]
+    ends = np.append(starts[1:], size)
+    follows = begins
+    follows[1:] |= table[ID, 1:] == table[ID, :-1] + 1
+    return TradeRuns(
+        columns.units,
+        table,
+        which[starts].astype(np.int64),
+        starts,
+        ends,
+        table.take(starts, axis=1),
+        table.take(ends - 1, axis=1),
+        np.add.reduceat(parts, starts, axis=1),
+        np.maximum.reduceat(price, starts),
+        np.minimum.reduceat(price, starts),
+        np.minimum.reduceat(table[TIME_MS], starts),
+        np.maximum.reduceat(table[TIME_MS], starts),
+        np.logical_and.reduceat(follows, starts),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Addition:
+    """What the trades of one symbol since its bar was last up to date add to it."""
+
+    symbol: str
+    first_id: int
+    last_id: int
+    last_ms: int
+    open: Decimal
+    high: Decimal
+    low: Decimal
+    close: Decimal
+    volume: Decimal
+    quote_volume: Decimal
+    count: int
+    taker_buy_volume: Decimal
+    taker_buy_quote_volume: Decimal
+
+
+class PendingMinute:
+    """What runs have added to a shard's running minute and no bar shows yet."""
+
+    def __init__(self, units: Units) -> None:
+        """Make one for columns of these units, without any trade."""
+        size = len(units.symbols)
+        self.units = units
+        self.next_id = np.full(size, UNKNOWN, np.int64)
+        """By symbol: the id that continues, UNKNOWN or NEVER. The shard keeps it true."""
+        self.full = False
+        """A sum has grown so large that the bars must be brought up to date."""
+        self._sums = np.zeros((5, size), np.int64)
+        self._high = np.zeros(size, np.int64)
+        self._low = np.full(size, _PRICE_MAX, np.int64)
+        self._first = np.zeros((7, size), np.int64)
+        self._last = np.zeros((7, size), np.int64)
+
+    def add(self, runs: TradeRuns) -> None:
+        """Add runs that continue their symbols' ids within the running minute."""
+        which = runs.which
+        sums = self._sums[:, which]
+        fresh = sums[COUNT] == 0
+        sums += runs.sums
+        self._sums[:, which] = sums
+        self._high[which] = np.maximum(self._high[which], runs.high)
+        self._low[which] = np.minimum(self._low[which], runs.low)
+        self._last[:, which] = runs.last
+        self._first[:, which[fresh]] = runs.first[:, fresh]
+        self.next_id[which] = runs.last[ID] + 1
+        self.full = self.full or bool(sums.max(initial=0) > SUM_MAX)
+
+    def take(self, symbols: Sequence[str] | None = None) -> Iterator[Addition]:
+        """Take out what is pending, of these symbols or of all; forget what their next ids are."""
+        if symbols is None:
+            chosen = self._sums[COUNT].nonzero()[0]
+            self.next_id.fill(UNKNOWN)
+            self.full = False
+        else:
+            index = self.units.index
+            known = [index[symbol] for symbol in symbols if symbol in index]
+            chosen = np.array(known, np.int64)
+            self.next_id[chosen] = UNKNOWN
+            chosen = chosen[self._sums[COUNT, chosen] > 0]
+        if not len(chosen):
+            return
+        numbers = np.vstack(
+            (
+                self._first[ID, chosen],
+                self._last[ID, chosen],
+                self._last[TIME_MS, chosen],
+                self._first[PRICE, chosen],
+                self._high[chosen],
+                self._low[chosen],
+                self._last[PRICE, chosen],
+                self._sums[:, chosen],
+            )
+        )
+        self._sums[:, chosen] = 0
+        self._high[chosen] = 0
+        self._low[chosen] = _PRICE_MAX
+        yield from self._additions(chosen, numbers)
+
+    def _additions(self, chosen: Integers, numbers: Integers) -> Iterator[Addition]:
+        units = self.units
+        for index, price_decimals, quantity_decimals, row in zip(
+            chosen.tolist(),
+            units.price_decimals[chosen].tolist(),
+            units.quantity_decimals[chosen].tolist(),
+            numbers.T.tolist(),
+            strict=True,
+        ):
+            first_id, last_id, last_ms, *prices, volume, quote, count, taker, taker_quote = row
+            opened, high, low, close = (_decimal(price, -price_decimals) for price in prices)
+            quote_exponent = -price_decimals - quantity_decimals
+            yield Addition(
+                units.symbols[index],
+                first_id,
+                last_id,
+                last_ms,
+                opened,
+                high,
+                low,
+                close,
+                _decimal(volume, -quantity_decimals),
+                _decimal(quote, quote_exponent),
+                count,
+                _decimal(taker, -quantity_decimals),
+                _decimal(taker_quote, quote_exponent),
+            )
