@@ -12,6 +12,7 @@ from decimal import Decimal
 from zlib import crc32
 
 from klagg_trio.core.bar import Bar
+from klagg_trio.core.columns import TradeRuns
 from klagg_trio.core.facts import BarFact, Facts
 from klagg_trio.core.seed import Seed
 from klagg_trio.core.trade import Trade
@@ -29,6 +30,13 @@ class TradeBatch:
     """The trades of one received chunk that belong to one shard, in order of arrival."""
 
     trades: Sequence[Trade]
+
+
+@dataclass(frozen=True, slots=True)
+class TradeColumnsBatch:
+    """The same as columns: a burst is cheaper that way."""
+
+    runs: TradeRuns
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +98,7 @@ class ReportSeeds:
 Message = (
     Tick
     | TradeBatch
+    | TradeColumnsBatch
     | AddSymbol
     | RemoveSymbol
     | FeedLive

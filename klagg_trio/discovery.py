@@ -28,6 +28,7 @@ from klagg_trio.core.errors import RemoteError
 from klagg_trio.core.facts import Event
 from klagg_trio.core.intervals import MINUTE, THREE_DAY_PHASE_MS
 from klagg_trio.exchange import wire
+from klagg_trio.exchange.frames import Frames
 from klagg_trio.exchange.rest import Priority, Rest
 from klagg_trio.exchange.stream import Dial, open_connection
 from klagg_trio.settings import Settings
@@ -102,7 +103,7 @@ class Discovery:
                 self._note(Event(self._now_ms(), "disconnect", "", f"discovery: {error}"))
             await trio.sleep(RECONNECT_S)
 
-    async def _watch(self, batches: trio.MemoryReceiveChannel[list[bytes]]) -> None:
+    async def _watch(self, batches: trio.MemoryReceiveChannel[Frames]) -> None:
         """Read hints until the connection is no good."""
         while True:
             with trio.move_on_after(SILENCE_LIMIT_S) as silence:

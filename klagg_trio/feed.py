@@ -4,8 +4,8 @@ Theory of operation
 -------------------
 `Feeds` spreads the symbols over connections, at most `symbols_per_connection` on each, and takes
 Subscribe and Unsubscribe from discovery. Each `Feed` keeps one connection up for ever: a session
-subscribes, reads batches of frames, decodes them, and sends the trades of each shard as one
-TradeBatch to that shard's inbox.
+subscribes, reads batches of frames, decodes them, and sends the trades of each shard to that
+shard's inbox in one message: a TradeBatch, or the columns of a burst.
 
 A connection is judged by data, never by acknowledgements, which the exchange gives for anything.
 Every connection carries a *canary*: the mark price of one symbol, which the exchange sends every
@@ -36,12 +36,18 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
+import numpy as np
+import numpy.typing as npt
 import trio
 
 from klagg_trio import cmd
+from klagg_trio.core.columns import TradeColumns, Units, group
 from klagg_trio.core.errors import RemoteError
 from klagg_trio.core.facts import Event
+from klagg_trio.core.trade import Trade
 from klagg_trio.exchange import wire
+from klagg_trio.exchange.bursts import TradeDecoder
+from klagg_trio.exchange.frames import Frames
 from klagg_trio.exchange.stream import Connection, Dial, open_connection
 from klagg_trio.settings import Settings
 from klagg_trio.vitals import ConnectionVitals
@@ -77,16 +83,18 @@ class Router:
         """Route over these inboxes, by `cmd.shard_of`."""
         self._inboxes = inboxes
         self._shard_of: dict[str, int] = {}
+        self._order: _Order | None = None
         self.not_ours = 0
         """Trades of symbols that nobody subscribed to."""
 
     def know(self, symbol: str) -> None:
         """Remember where a symbol's messages go."""
         self._shard_of[symbol] = cmd.shard_of(symbol, len(self._inboxes))
+        self._order = None
 
-    async def send_trades(self, trades: Iterable[wire.AggTrade]) -> None:
+    async def send_trades(self, trades: Iterable[Trade]) -> None:
         """Send each shard its part of a chunk, in order of arrival. Waits for full inboxes."""
-        parts: list[list[wire.AggTrade]] = [[] for _ in self._inboxes]
+        parts: list[list[Trade]] = [[] for _ in self._inboxes]
         shard_of = self._shard_of
         for trade in trades:
             try:
@@ -97,6 +105,23 @@ class Router:
             if part:
                 await inbox.send(cmd.TradeBatch(part))
 
+    async def send_columns(self, columns: TradeColumns) -> None:
+        """Send each shard its part of a burst: a run for each symbol."""
+        order = self._order
+        if order is None or order.units is not columns.units:
+            order = self._order = _Order.of(columns.units, self._shard_of, len(self._inboxes))
+        runs = group(columns, order.rank)
+        if runs is None:
+            await self.send_trades(columns.trades())
+            return
+        # Those of no shard come first, then those of each shard.
+        starts = order.shards[runs.which].searchsorted(order.numbers).tolist()
+        if starts[0]:
+            self.not_ours += runs.part(slice(starts[0])).trades_count
+        for inbox, start, end in zip(self._inboxes, starts[:-1], starts[1:], strict=True):
+            if start < end:
+                await inbox.send(cmd.TradeColumnsBatch(runs.part(slice(start, end))))
+
     async def send(
         self, symbols: Iterable[str], message: Callable[[tuple[str, ...]], cmd.Message]
     ) -> None:
@@ -106,6 +131,26 @@ class Router:
             parts.setdefault(cmd.shard_of(symbol, len(self._inboxes)), []).append(symbol)
         for shard, part in sorted(parts.items()):
             await self._inboxes[shard].send(message(tuple(part)))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Order:
+    """The symbols of columns in order of their shards; those of no shard have shard -1."""
+
+    units: Units
+    rank: npt.NDArray[np.int16]
+    """Place in the order, by the symbol's index."""
+    shards: npt.NDArray[np.int16]
+    """By the symbol's index."""
+    numbers: npt.NDArray[np.int16]
+    """Of all shards, and one more."""
+
+    @classmethod
+    def of(cls, units: Units, shard_of: dict[str, int], count: int) -> _Order:
+        """Put the symbols of columns in order."""
+        shards = np.array([shard_of.get(symbol, -1) for symbol in units.symbols], np.int16)
+        rank = shards.argsort(kind="stable").argsort().astype(np.int16)
+        return cls(units, rank, shards, np.arange(count + 1, dtype=np.int16))
 
 
 class Coverage:
@@ -197,6 +242,7 @@ class Feed:
         self._router = feeds.router
         self._coverage = feeds.coverage
         self._counts = feeds.counts
+        self._decoder = feeds.decoder
         self._settings = settings
         self._dial = dial
         self._now_ms = now_ms
@@ -303,17 +349,20 @@ class Feed:
             if start:
                 await trio.sleep(REQUEST_PACE_S)
 
-    async def _take(self, session: _Session, frames: list[bytes]) -> None:
+    async def _take(self, session: _Session, frames: Frames) -> None:
         """Decode one chunk and pass it on."""
-        decoded = wire.decode_trades(frames)
+        decoded = self._decoder.decode(frames)
         self._frames += len(frames)
-        self._counts.received += len(decoded.trades) + decoded.rejected
+        self._counts.received += decoded.count + decoded.rejected
         if decoded.rejected:
             self._counts.rejected += decoded.rejected
             self._note(Event(self._now_ms(), "rejected", "", f"{self.name}: {decoded.error}"))
-        data = bool(decoded.trades)
+        data = decoded.count > 0
         if data:
-            self._measure(session, decoded.trades[-1].event_ms)
+            self._measure(session, decoded.event_ms)
+        if decoded.columns is not None:
+            await self._router.send_columns(decoded.columns)
+        elif decoded.trades:
             await self._router.send_trades(decoded.trades)
         for frame in decoded.others:
             data |= self._take_other(session, frame)
@@ -416,6 +465,8 @@ class Feeds:
         self.feeds: list[Feed] = []
         self.coverage = Coverage()
         self.counts = FeedCounts()
+        self.decoder = TradeDecoder()
+        """One for all, so that columns of all connections have the same units."""
         self.rotations = 0
         self._made = 0
         self._due: set[str] = set()

@@ -20,6 +20,8 @@ def apply(number: int, shard: Shard, message: cmd.Message) -> list[cmd.Record]:
     match message:
         case cmd.TradeBatch(trades):
             facts = shard.apply_trades(trades)
+        case cmd.TradeColumnsBatch(runs):
+            facts = shard.apply_runs(runs)
         case cmd.Tick(minute_ms):
             sealed = shard.tick(minute_ms)
             return [cmd.Sealed(number, shard.minute_ms, sealed, shard.newborn_bars())]

@@ -17,12 +17,13 @@ import trio.testing
 from bench.contenders import LAG_EVERY_S, Job, Meter, check_exact, job
 from klagg_trio import cmd
 from klagg_trio.core.bar import newborn
+from klagg_trio.core.columns import TIME_MS, TradeColumns
 from klagg_trio.core.facts import Event
 from klagg_trio.core.intervals import INTERVALS, MINUTE, select
 from klagg_trio.core.seed import OpenBar, Seed
 from klagg_trio.core.shard import NEVER_MS, Shard
+from klagg_trio.core.trade import Trade
 from klagg_trio.exchange.stream import dial_tcp
-from klagg_trio.exchange.wire import AggTrade
 from klagg_trio.feed import Feeds, Router
 from klagg_trio.settings import Settings
 from klagg_trio.worker import run_worker
@@ -42,14 +43,25 @@ class TickingRouter(Router):
         self._sent = 0
         self._wanted = task.source.trades
 
-    async def send_trades(self, trades: Iterable[AggTrade]) -> None:
+    async def send_trades(self, trades: Iterable[Trade]) -> None:
         assert isinstance(trades, list)
-        self._meter.begin(self._sent)
-        self._sent += len(trades)
+        self._begin(len(trades))
         await super().send_trades(trades)
+        await self._end(trades[-1].time_ms)
+
+    async def send_columns(self, columns: TradeColumns) -> None:
+        self._begin(len(columns))
+        await super().send_columns(columns)
+        await self._end(int(columns.table[TIME_MS, -1]))
+
+    def _begin(self, count: int) -> None:
+        self._meter.begin(self._sent)
+        self._sent += count
+
+    async def _end(self, newest_ms: int) -> None:
         if self._sent >= self._wanted:
             self.ended.set()
-        self.newest_ms = trades[-1].time_ms
+        self.newest_ms = newest_ms
         if self.newest_ms >= self._due_ms:
             for inbox in self._inboxes:
                 await inbox.send(cmd.Tick(self._due_ms))

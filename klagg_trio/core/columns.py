@@ -30,7 +30,7 @@ import numpy.typing as npt
 Integers = npt.NDArray[np.int64]
 Booleans = npt.NDArray[np.bool_]
 
-ID, PRICE, QUANTITY, FIRST_ID, LAST_ID, TIME_MS, TAKER = range(7)
+PRICE, QUANTITY, ID, FIRST_ID, LAST_ID, TIME_MS, TAKER = range(7)
 """Rows of a table of trades. TAKER is 1 where the taker bought."""
 
 VOLUME, QUOTE_VOLUME, COUNT, TAKER_VOLUME, TAKER_QUOTE_VOLUME = range(5)
@@ -110,7 +110,7 @@ def _trades(units: Units, which: Sequence[int], table: Integers) -> list[ColumnT
             time_ms,
             not taker,
         )
-        for index, (trade_id, price, quantity, first_id, last_id, time_ms, taker) in zip(
+        for index, (price, quantity, trade_id, first_id, last_id, time_ms, taker) in zip(
             which, table.T.tolist(), strict=True
         )
     ]

@@ -33,6 +33,7 @@ from wsproto.utilities import ProtocolError
 
 from klagg_trio.core.errors import KlaggError, RemoteError
 from klagg_trio.exchange.address import Address, parse_address
+from klagg_trio.exchange.frames import Frames
 from klagg_trio.exchange.tap import FRAME_BYTES_MAX, ConnectionStatistics, FrameTap
 from klagg_trio.exchange.tls import DrainingTlsStream
 
@@ -63,7 +64,7 @@ class Connection:
         self,
         websocket: WebSocketConnection,
         tap: FrameTap,
-        batches: trio.MemoryReceiveChannel[list[bytes]],
+        batches: trio.MemoryReceiveChannel[Frames],
     ) -> None:
         """Use a websocket that is up."""
         self.batches = batches
@@ -88,7 +89,7 @@ class Connection:
             return
         raise RemoteError("the connection ended before a ping was answered")
 
-    async def pump_rest(self, sink: trio.MemorySendChannel[list[bytes]]) -> None:
+    async def pump_rest(self, sink: trio.MemorySendChannel[Frames]) -> None:
         """Bring to `batches` what trio-websocket had to put together, until it is closed."""
         async with sink:
             while True:
@@ -135,7 +136,7 @@ async def open_connection(
     protocol. A connection that just ends is told by the end of `batches`.
     """
     address = parse_address(url, "wss")
-    send, receive = trio.open_memory_channel[list[bytes]](batches_max)
+    send, receive = trio.open_memory_channel[Frames](batches_max)
     body_error: BaseException | None = None
     try:
         # The reader of trio-websocket and our pump live here, no longer than the context.
@@ -168,7 +169,7 @@ async def open_connection(
 
 
 async def _tapped(
-    address: Address, dial: Dial, sink: trio.MemorySendChannel[list[bytes]], timeout_s: float
+    address: Address, dial: Dial, sink: trio.MemorySendChannel[Frames], timeout_s: float
 ) -> FrameTap:
     """Open the byte stream and put the tap on it."""
     deadline_s = trio.current_time() + timeout_s

@@ -8,7 +8,7 @@ stream that looks at every received chunk (`FrameScanner`, which does no I/O):
 
 - up to the end of the HTTP answer to the handshake, everything passes;
 - after that, complete, unmasked, final text frames are taken out, and those of one chunk are put
-  into the sink as one list;
+  into the sink together, not yet cut apart (`Frames`);
 - everything else passes untouched: pings, pongs, close, binary frames, fragmented messages, and
   whatever is illegal, for trio-websocket to answer.
 
@@ -27,13 +27,20 @@ import struct
 from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
 import trio
+
+from klagg_trio.exchange.frames import Frames, Positions
 
 CHUNK_BYTES: Final = 256 * 1024
 """Asked for at a time: some 1,200 frames, 1 ms of decoding."""
 
+MANY_BYTES: Final = 8 * 1024
+"""In a chunk of so many, frames are found all at once: that has a price of its own."""
+
 PAUSE_BELOW_BYTES: Final = 40 * 1024
-"""After a larger read there is no pause: chunks are long enough, the kernel's buffer is full."""
+"""After a larger read there is no pause: chunks are long enough, the kernel's buffer is full. Nor
+after the next one, which with TLS may be the small rest of it."""
 
 FRAME_BYTES_MAX: Final = 1024 * 1024
 """The largest frames are all-market arrays of some 150 KiB."""
@@ -49,6 +56,9 @@ _CLOSE: Final = 0x08
 _PING: Final = 0x09
 _FIN_BIT: Final = 0x80
 _MASK_BIT: Final = 0x80
+
+_NOWHERE: Final = np.empty(0, np.int64)
+_NO_FRAMES: Final = Frames(b"", (), ())
 
 _status_line = re.compile(rb"HTTP/1\.[01] ([0-9]{3})")
 _two_shorts = struct.Struct(">HH").unpack_from
@@ -93,17 +103,17 @@ class FrameScanner:
         self._fragmented = False
         """Inside a fragmented message, whose frames all pass."""
 
-    def feed(self, chunk: bytes) -> list[bytes]:
+    def feed(self, chunk: bytes) -> Frames:
         """Take a chunk in; return the payloads of the complete text frames in it."""
         if self._head is not None:
             chunk = self._pass_head(chunk)
         if not self.shaken:
             self.passed += chunk
-            return []
+            return _NO_FRAMES
         if self._held:
             self._held += chunk
             if len(self._held) < self._need:
-                return []
+                return _NO_FRAMES
             chunk = bytes(self._held)
             self._held.clear()
         return self._scan(chunk)
@@ -130,21 +140,30 @@ class FrameScanner:
         self.passed += chunk
         return b""
 
-    def _scan(self, data: bytes) -> list[bytes]:
+    def _scan(self, data: bytes) -> Frames:
         """Take the frames out of `data`, which begins with one; hold what is incomplete."""
-        frames: list[bytes] = []
+        starts: list[int] = []
+        ends: list[int] = []
+        usual_starts, usual_ends = _NOWHERE, _NOWHERE
         position, end = 0, len(data)
+        if end >= MANY_BYTES and not self._fragmented:
+            usual_starts, usual_ends = _find_usual(data)
+            position = int(usual_ends[-1]) if len(usual_ends) else 0
         while position < end and not self.closing and not self.error:
             if not self._fragmented:
-                position = _take_usual(data, position, frames)
+                position = _take_usual(data, position, starts, ends)
             stop = self._end_of_frame(data, position)
             if stop > end or self.error:
                 self._held += data[position:]
                 self._need = stop - position
                 break
-            self._take_any(data, position, stop, frames)
+            self._take_any(data, position, stop, starts, ends)
             position = stop
-        return frames
+        if not len(usual_starts):
+            return Frames(data, starts, ends)
+        if not starts:
+            return Frames(data, usual_starts, usual_ends)
+        return Frames(data, np.append(usual_starts, starts), np.append(usual_ends, ends))
 
     def _end_of_frame(self, data: bytes, position: int) -> int:
         """Return where a frame ends, or at least how far it must be known to tell."""
@@ -164,11 +183,14 @@ class FrameScanner:
             self.error = f"sent a frame of {size:,} bytes, more than {FRAME_BYTES_MAX:,}"
         return start + size
 
-    def _take_any(self, data: bytes, position: int, stop: int, frames: list[bytes]) -> None:
+    def _take_any(
+        self, data: bytes, position: int, stop: int, starts: list[int], ends: list[int]
+    ) -> None:
         """Take or pass one complete frame of any kind."""
         first, second = data[position], data[position + 1]
         if first == _TEXT and second < _MASK_BIT and not self._fragmented:
-            frames.append(data[position + (2, 4, 10)[max(0, second - 125)] : stop])
+            starts.append(position + (2, 4, 10)[max(0, second - 125)])
+            ends.append(stop)
             return
         self.passed += data[position:stop]
         if not first & _CONTROL_BIT:
@@ -179,10 +201,9 @@ class FrameScanner:
             self.closing = True
 
 
-def _take_usual(data: bytes, position: int, frames: list[bytes]) -> int:
+def _take_usual(data: bytes, position: int, starts: list[int], ends: list[int]) -> int:
     """Take text frames of the usual length out of `data`; return where that ends."""
     end = len(data)
-    take = frames.append
     try:
         while True:
             head, size = _two_shorts(data, position)
@@ -192,10 +213,27 @@ def _take_usual(data: bytes, position: int, frames: list[bytes]) -> int:
             stop = start + size
             if stop > end:
                 return position
-            take(data[start:stop])
+            starts.append(start)
+            ends.append(stop)
             position = stop
     except struct.error:  # fewer than four bytes are left
         return position
+
+
+def _find_usual(data: bytes) -> tuple[Positions, Positions]:
+    """Find the text frames of the usual length that `data` begins with, all at once.
+
+    The two bytes of `_TEXT_16` are hardly ever in a text, so wherever they are may be a frame; it
+    is one when the frame before it ends there. What is not found here `_take_usual` finds.
+    """
+    octets = np.frombuffer(data, np.uint8)
+    heads = (octets[:-3] == _TEXT).nonzero()[0]
+    heads = heads[octets[heads + 1] == _TEXT_16 & 0xFF]
+    starts = heads + 4
+    ends = starts + (octets[heads + 2].astype(np.int64) << 8) + octets[heads + 3]
+    usual = (ends <= len(data)) & (heads == np.append(0, ends[:-1])[: len(heads)])
+    found = len(usual) if usual.all() else int(usual.argmin())
+    return starts[:found], ends[:found]
 
 
 class FrameTap(trio.abc.Stream):
@@ -204,7 +242,7 @@ class FrameTap(trio.abc.Stream):
     def __init__(
         self,
         stream: trio.abc.Stream,
-        sink: trio.MemorySendChannel[list[bytes]],
+        sink: trio.MemorySendChannel[Frames],
         *,
         read_pause_s: float = 0.0,
         handshake_deadline_s: float = float("inf"),
@@ -222,6 +260,7 @@ class FrameTap(trio.abc.Stream):
         self._scopes: set[trio.CancelScope] = set()
         self._delivering = False
         self._pause_due = False
+        self._was_small = False
         self._frames = 0
         self._bytes = 0
         self._batches = 0
@@ -252,8 +291,10 @@ class FrameTap(trio.abc.Stream):
             return False
         self._bytes += len(chunk)
         frames = self._scanner.feed(chunk)
-        self._pause_due = bool(frames) and self.read_pause_s > 0 and len(chunk) < PAUSE_BELOW_BYTES
-        if frames:
+        small = len(chunk) < PAUSE_BELOW_BYTES
+        self._pause_due = self.read_pause_s > 0 and len(frames) > 0 and small and self._was_small
+        self._was_small = small
+        if len(frames):
             await self._deliver(frames)
         if self._scanner.error:
             self.failure = self._scanner.error
@@ -263,7 +304,7 @@ class FrameTap(trio.abc.Stream):
             self.end()
         return True
 
-    async def _deliver(self, frames: list[bytes]) -> None:
+    async def _deliver(self, frames: Frames) -> None:
         """Put a batch into the sink, waiting while it is full."""
         self._delivering = True
         try:
@@ -284,11 +325,11 @@ class FrameTap(trio.abc.Stream):
         if self.ended:
             self._sink.close()
 
-    async def deliver_rest(self, sink: trio.MemorySendChannel[list[bytes]], data: bytes) -> None:
+    async def deliver_rest(self, sink: trio.MemorySendChannel[Frames], data: bytes) -> None:
         """Put a message that was not one text frame into `sink`."""
         self._fragmented += 1
         try:
-            await sink.send([data])
+            await sink.send(Frames.of([data]))
         except trio.BrokenResourceError:
             self._dropped += 1
         else:

@@ -29,6 +29,7 @@ from typing import Annotated, Any, Final, TypeVar
 import msgspec
 
 from klagg_trio.core.bar import Bar, Source
+from klagg_trio.core.columns import TradeColumns
 from klagg_trio.core.errors import RemoteError
 
 PLAIN: Final = re.compile(r"[0-9]+(\.[0-9]+)?")
@@ -91,12 +92,21 @@ class Decoded:
 
     trades: list[AggTrade] = field(default_factory=list)
     """In order of arrival."""
+    columns: TradeColumns | None = None
+    """Or all of them as columns."""
+    event_ms: int = 0
+    """When the exchange sent the last trade; 0 without trades."""
     others: list[bytes] = field(default_factory=list)
     """Frames that are no trades, for `decode_frame`."""
     rejected: int = 0
     """Trade frames that were refused."""
     error: str = ""
     """Why the last of them was."""
+
+    @property
+    def count(self) -> int:
+        """How many trades there are, in either form."""
+        return len(self.trades) if self.columns is None else len(self.columns)
 
 
 class _TradeEnvelope(msgspec.Struct, gc=False):
@@ -138,8 +148,11 @@ def decode_trades(frames: Sequence[bytes]) -> Decoded:
     if len(shapes) == len(frames) and _good_shapes.issuperset(shapes):
         trades = _decode_good(joined)
         if trades is not None:
-            return Decoded(trades)
-    return _decode_mixed(frames)
+            return Decoded(trades, event_ms=trades[-1].event_ms if trades else 0)
+    decoded = _decode_mixed(frames)
+    if decoded.trades:
+        decoded.event_ms = decoded.trades[-1].event_ms
+    return decoded
 
 
 def _decode_good(lines: bytes) -> list[AggTrade] | None:
@@ -165,7 +178,7 @@ def _decode_mixed(frames: Iterable[bytes]) -> Decoded:
         if _is_known(frame):
             kept.append(frame)
             continue
-        if not _is_trade(frame):
+        if not is_trade(frame):
             decoded.others.append(frame)
             continue
         try:
@@ -207,7 +220,7 @@ def _learn(frame: bytes) -> None:
     _good_shapes.add(frame.translate(_ZEROED))
 
 
-def _is_trade(frame: bytes) -> bool:
+def is_trade(frame: bytes) -> bool:
     """Whether a frame is meant to be a trade, good or not."""
     if b"aggTrade" not in frame:
         return False

@@ -25,9 +25,9 @@ def columns_of(trades, units=None) -> TradeColumns:
     units = units or units_of(dict.fromkeys(trade.symbol for trade in trades))
     rows = [
         (
-            trade.id,
             int(trade.price.scaleb(2)),
             int(trade.quantity.scaleb(3)),
+            trade.id,
             trade.first_id,
             trade.last_id,
             trade.time_ms,

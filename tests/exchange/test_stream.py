@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from trio_websocket import ConnectionClosed, wrap_server_stream
 
 from klagg_trio.core.errors import ConfigurationError, RemoteError
+from klagg_trio.exchange import tap
 from klagg_trio.exchange.stream import DISCONNECT_S, dial_tcp, open_connection
 from klagg_trio.exchange.tap import FRAME_BYTES_MAX, FrameScanner
 from klagg_trio.exchange.tls import DrainingTlsStream
@@ -74,9 +75,17 @@ def split(data, cuts):
     return [data[start:end] for start, end in itertools.pairwise(places)]
 
 
+@pytest.mark.parametrize("many_bytes", [0, tap.MANY_BYTES])
 @given(st.lists(pieces, max_size=12), st.lists(st.integers(0, 10**6), max_size=30))
-def test_any_split_gives_the_same_frames(parts, cuts):
+def test_any_split_gives_the_same_frames(many_bytes, parts, cuts):
     """However the bytes are cut into chunks, the same frames are taken and the same bytes pass."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tap, "MANY_BYTES", many_bytes)
+        check_split(parts, cuts)
+
+
+def check_split(parts, cuts):
+    """Cut, scan and compare."""
     scanner = FrameScanner()
     data = HEAD + b"".join(wire for _, wire, _ in parts)
     frames = [each for chunk in split(data, cuts) for each in scanner.feed(chunk)]
@@ -88,6 +97,19 @@ def test_any_split_gives_the_same_frames(parts, cuts):
     assert not scanner.error
 
 
+def test_a_burst_is_found_at_once_around_what_looks_like_a_frame():
+    """Many frames in one chunk: texts with a frame's first bytes in them, a ping, a rest."""
+    texts = [b"a" * 200, "b\u5e01~".encode() * 40, b"c" * 300, b"\x81~\x00\xc8" * 50, b"d" * 150]
+    scanner = FrameScanner()
+    scanner.feed(HEAD)
+    burst = b"".join(map(raw_frame, texts)) * 20
+    assert len(burst) > tap.MANY_BYTES
+    frames = [*scanner.feed(burst + raw_frame(b"p", opcode=9) + burst[:-7])]
+    frames += scanner.feed(burst[-7:])
+    assert frames == texts * 40
+    assert scanner.pings == 1
+
+
 def test_single_bytes_give_the_same_frames():
     """A connection that drips one byte at a time loses nothing."""
     scanner = FrameScanner()
@@ -96,13 +118,16 @@ def test_single_bytes_give_the_same_frames():
     assert frames == [b"a" * 300, b"b"]
 
 
-@given(st.lists(st.binary(max_size=200)))
-def test_arbitrary_bytes_are_taken_or_passed(chunks):
+@pytest.mark.parametrize("many_bytes", [0, tap.MANY_BYTES])
+@given(st.lists(st.binary(max_size=200) | st.just(b"\x81~\x00\x80")))
+def test_arbitrary_bytes_are_taken_or_passed(many_bytes, chunks):
     """No bytes whatever make the scanner raise, and it never holds more than one frame."""
     scanner = FrameScanner()
     scanner.feed(HEAD)
-    for chunk in chunks:
-        scanner.feed(chunk)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tap, "MANY_BYTES", many_bytes)
+        for chunk in chunks:
+            scanner.feed(chunk)
     assert len(scanner._held) <= sum(map(len, chunks))
 
 
@@ -110,7 +135,7 @@ def test_an_answer_without_upgrade_passes_whole():
     """Where the handshake is refused, the body of the answer is not taken for frames."""
     scanner = FrameScanner()
     answer = b"HTTP/1.1 404 Not Found\r\nContent-Length: 8\r\n\r\n\x81\x02hi\x81\x02hi"
-    assert scanner.feed(answer) == []
+    assert len(scanner.feed(answer)) == 0
     assert bytes(scanner.passed) == answer
 
 
@@ -118,8 +143,8 @@ def test_an_interim_answer_passes():
     """After 103 Early Hints the handshake still goes on."""
     scanner = FrameScanner()
     interim = b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n"
-    assert scanner.feed(interim[:30]) == []
-    assert scanner.feed(interim[30:] + HEAD + raw_frame(b"hi")) == [b"hi"]
+    assert len(scanner.feed(interim[:30])) == 0
+    assert list(scanner.feed(interim[30:] + HEAD + raw_frame(b"hi"))) == [b"hi"]
     assert bytes(scanner.passed) == interim + HEAD
 
 
@@ -127,7 +152,7 @@ def test_frames_too_long_are_an_error_after_those_before():
     """A frame over the limit stops the scanner at its header; what came before it is kept."""
     scanner = FrameScanner()
     header = b"\x81\x7f" + (FRAME_BYTES_MAX + 1).to_bytes(8, "big")
-    assert scanner.feed(HEAD + raw_frame(b"before") + header) == [b"before"]
+    assert list(scanner.feed(HEAD + raw_frame(b"before") + header)) == [b"before"]
     assert "frame of 1,048,577 bytes" in scanner.error
 
 
@@ -143,9 +168,8 @@ def test_nothing_is_taken_after_a_close_frame():
     """Frames behind a close frame are none: the peer has said that it was done."""
     scanner = FrameScanner()
     scanner.feed(HEAD)
-    assert scanner.feed(raw_frame(b"1") + raw_frame(b"\x03\xe8", opcode=8) + raw_frame(b"2")) == [
-        b"1"
-    ]
+    closing = raw_frame(b"1") + raw_frame(b"\x03\xe8", opcode=8) + raw_frame(b"2")
+    assert list(scanner.feed(closing)) == [b"1"]
     assert scanner.closing
 
 
@@ -210,7 +234,7 @@ async def test_text_messages_arrive_in_batches(autojump_clock):
 
     async with connected(talk) as (_, connection):
         batch = await connection.batches.receive()
-        assert batch == [b"a" * 200, "币安人生USDT".encode(), b"c" * 70_000]
+        assert list(batch) == [b"a" * 200, "币安人生USDT".encode(), b"c" * 70_000]
         with pytest.raises(trio.EndOfChannel):
             await connection.batches.receive()
         counts = connection.statistics()
@@ -597,7 +621,7 @@ async def test_a_real_socket_works():
         with trio.fail_after(5):
             async with open_connection(f"ws://127.0.0.1:{port}/stream", dial_tcp) as connection:
                 await connection.send_text("hello")
-                assert await connection.batches.receive() == [b"echo hello"]
+                assert list(await connection.batches.receive()) == [b"echo hello"]
         nursery.cancel_scope.cancel()
 
 

@@ -1,0 +1,484 @@
+"""Trade frames by the hundred: a chunk decoded to columns, all of its frames at once. No I/O.
+
+Theory of operation
+-------------------
+The exchange writes every trade in one form, with the same keys in the same order. So where the
+form is known, a frame need not be parsed: it is enough to prove that each of its bytes is what the
+form says, and to read the digits in between. Both are done here for all frames of a chunk at once,
+by array operations on 64-bit words read out of the chunk, eight bytes of text in each:
+
+1. The *head*, up to the digits of the event time, is the same for all trades of a symbol. It tells
+   the symbol, and is compared with the one that is known, byte for byte.
+2. Commas part the fields. Between two of them, the text that is no number is compared with what the
+   form has there: `,"f":` and the like; `,"s":"BTCUSDT","p":"` is known with the symbol.
+3. The words of the numbers have their point taken out, are proved to hold digits alone, and become
+   whole numbers by three multiplications, as in the well-known SWAR parsing of eight digits.
+
+Head, texts and numbers touch each other and end where the frame ends, so nothing in it has gone
+unseen. What is not of the known form in every respect is left to `wire.decode_trades`, the whole
+chunk of it: another symbol, another order of keys, numbers of more than 16 characters, prices with
+more decimals than before. Then this decoder learns from the chunk, so that the next one passes.
+Frames that are no trades are picked out first.
+
+The decoder hands out prices and quantities in units of the last decimal that it has ever seen of a
+symbol: see `core/columns.py`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from klagg_trio.core.columns import Integers, TradeColumns, Units
+from klagg_trio.exchange import wire
+from klagg_trio.exchange.frames import Frames, Positions
+
+Words = npt.NDArray[np.uint64]
+
+BURST_MIN: Final = 24
+"""Frames in a chunk from which on it pays to decode them at once."""
+
+SYMBOLS_MAX: Final = 8_192
+"""Symbols that are learnt. The exchange has had some 1,000."""
+
+DIGITS_MAX: Final = 16
+"""Characters of the longest number that is read here, its point included."""
+
+SKIPPED_CHUNKS: Final = 64
+"""Chunks that are not even tried after one that taught nothing."""
+
+_HEAD_BYTES: Final = 96
+_MIDDLE_BYTES: Final = 64
+_TIME_DIGITS: Final = 13
+"""Of a time in ms, from 2001 to 2286."""
+
+_FORM: Final = re.compile(
+    rb'(?P<head>\{"stream":"[^"\\,]{1,40}@aggTrade","data":\{"e":"aggTrade","E":)\d{13}'
+    rb',"a":\d+(?P<middle>,"s":"(?P<symbol>[^"\\,]{1,40})","p":")(?P<price>[0-9.]+)'
+    rb'","q":"(?P<quantity>[0-9.]+)"(?P<normal>,"nq":"[0-9.]+")?,"f":\d+,"l":\d+,"T":\d{13}'
+    rb',"m":(?:true|false)(?P<market>,"st":1)?\}\}'
+)
+
+_NORMAL_ROW, _PRICE_ROW, _QUANTITY_ROW, _ID_ROW, _FIRST_ROW, _LAST_ROW, _TIME_ROW, _EVENT_ROW = (
+    range(8)
+)
+"""Rows of numbers as they are parsed: those with a point first; from the price on as in the table
+of `TradeColumns`, where the last row is the taker's."""
+
+
+def _word(text: bytes) -> int:
+    """Return eight bytes of text, or fewer, as the number that a word of the chunk would be."""
+    return int.from_bytes(text.ljust(8, b"\0"), "little")
+
+
+def _repeated(octet: int) -> np.uint64:
+    return np.uint64(octet * 0x0101010101010101)
+
+
+_ONE: Final = np.uint64(1)
+_FOUR: Final = np.uint64(4)
+_BYTE: Final = np.uint64(8)
+_SEVEN_BYTES: Final = np.uint64(56)
+_ZEROES: Final = _repeated(0x30)
+_POINT_BIT: Final = _repeated(0x10)
+"""Of a point less the digit zero, 0x1E; no digit less zero has it."""
+_ABOVE_NINE: Final = _repeated(0x76)
+"""Added to what is more than 9, it gives the highest bit of the byte."""
+_HIGHEST_BITS: Final = _repeated(0x80)
+
+_PAIRS: Final = (np.uint64(10 << 8 | 1), np.uint64(8), np.uint64(0x00FF00FF00FF00FF))
+_FOURS: Final = (np.uint64(100 << 16 | 1), np.uint64(16), np.uint64(0x0000FFFF0000FFFF))
+_ALL_EIGHT: Final = (np.uint64(10_000 << 32 | 1), np.uint64(32))
+_EIGHT_DIGITS: Final = 10**8
+
+_KEPT: Final = np.array(
+    [
+        [
+            (1 << 64) - (1 << 8 * (16 - length)) if length > 8 else 0,
+            (1 << 64) - (1 << 8 * max(0, 8 - length)) if length else 0,
+        ]
+        for length in range(17)
+    ],
+    np.uint64,
+)
+"""What belongs to a number of so many characters in the 16 bytes that end with it."""
+
+_POWERS: Final = 10 ** np.arange(19, dtype=np.int64)
+
+_SPREAD: Final = tuple(map(np.uint64, (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9)))
+"""Odd numbers that spread three words of a head; whatever they are, heads are compared in full."""
+
+_MAKER, _TAKER = (np.uint64(_word(text)) for text in (b',"m":tru', b',"m":fal'))
+_MAKER_MARKET, _TAKER_MARKET = (np.uint64(_word(text)) for text in (b'true,"st', b'alse,"st'))
+_MAKER_END, _TAKER_END = (np.uint64(_word(text)) for text in (b'":true}}', b":false}}"))
+_MARKET_END: Final = np.uint64(_word(b'"st":1}}'))
+
+
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """Which of the two fields that the exchange added later a trade has."""
+
+    normal: bool
+    """nq, the quantity that is not of the retail price improvement programme."""
+    market: bool
+    """st, the market."""
+
+    @property
+    def commas(self) -> int:
+        """In one frame."""
+        return 10 + self.normal + self.market
+
+
+@dataclass(slots=True)
+class _Known:
+    """One symbol: what stands in its frames, and the decimals of its numbers."""
+
+    head: bytes
+    middle: bytes
+    symbol: str
+    price_decimals: int
+    quantity_decimals: int
+
+
+@dataclass(slots=True)
+class _Tables:
+    """What is known of all symbols, by their index, as arrays."""
+
+    units: Units
+    keys: Words
+    """Of the heads, in ascending order."""
+    index_of_key: npt.NDArray[np.int16]
+    heads: Words
+    heads_mask: Words
+    head_lengths: Integers
+    middles: Words
+    middles_mask: Words
+    middle_lengths: Integers
+
+
+class TradeDecoder:
+    """Decodes chunks of one or several connections; learns symbols as they come."""
+
+    def __init__(self) -> None:
+        """Know nothing yet."""
+        self._known: dict[bytes, _Known] = {}
+        """By head."""
+        self._tables: _Tables | None = None
+        self._form = _Form(normal=True, market=True)
+        self._skip = 0
+
+    def decode(self, frames: Frames) -> wire.Decoded:
+        """Decode one chunk: to columns where it can be done at once, else to single trades.
+
+        Never raises: what is no good is counted, with the reason.
+        """
+        if len(frames) < BURST_MIN:
+            return wire.decode_trades(list(frames))
+        if self._skip:
+            self._skip -= 1
+            return wire.decode_trades(list(frames))
+        if self._tables is not None:
+            decoded = _decode_burst(frames, self._tables, self._form)
+            if decoded is not None:
+                return decoded
+        payloads = list(frames)
+        decoded = wire.decode_trades(payloads)
+        if not decoded.rejected and not self._learn(payloads):
+            self._skip = SKIPPED_CHUNKS
+        return decoded
+
+    def _learn(self, payloads: list[bytes]) -> bool:
+        """Take up what good frames show that is new. Returns whether there was anything."""
+        learnt = False
+        for payload in payloads:
+            match = _FORM.fullmatch(payload)
+            if match is None:
+                continue
+            form = _Form(match["normal"] is not None, match["market"] is not None)
+            if form != self._form:
+                self._form, learnt = form, True
+            decimals = [len(match[name].partition(b".")[2]) for name in ("price", "quantity")]
+            known = self._known.get(match["head"])
+            if known is None:
+                if len(self._known) < SYMBOLS_MAX and _fits(match):
+                    self._known[match["head"]] = _Known(
+                        match["head"], match["middle"], match["symbol"].decode(), *decimals
+                    )
+                    learnt = True
+            elif known.price_decimals < decimals[0] or known.quantity_decimals < decimals[1]:
+                known.price_decimals = max(known.price_decimals, decimals[0])
+                known.quantity_decimals = max(known.quantity_decimals, decimals[1])
+                learnt = True
+        if learnt and self._known:
+            self._tables = _tabulate(list(self._known.values()))
+        return learnt
+
+
+def _fits(match: re.Match[bytes]) -> bool:
+    """Whether a symbol's own texts are short enough, and its numbers too."""
+    return (
+        len(match["head"]) <= _HEAD_BYTES
+        and len(match["middle"]) <= _MIDDLE_BYTES
+        and max(len(match["price"]), len(match["quantity"])) <= DIGITS_MAX
+    )
+
+
+def _tabulate(known: list[_Known]) -> _Tables:
+    """Lay out what is known of symbols for reading by index."""
+    heads, heads_mask = _texts([each.head for each in known], _HEAD_BYTES)
+    middles, middles_mask = _texts([each.middle for each in known], _MIDDLE_BYTES)
+    keys = _keys(heads)
+    order = keys.argsort()
+    return _Tables(
+        units=Units(
+            tuple(each.symbol for each in known),
+            np.array([each.price_decimals for each in known], np.int64),
+            np.array([each.quantity_decimals for each in known], np.int64),
+        ),
+        keys=keys[order],
+        index_of_key=order.astype(np.int16),
+        heads=heads,
+        heads_mask=heads_mask,
+        head_lengths=np.array([len(each.head) for each in known], np.int64),
+        middles=middles,
+        middles_mask=middles_mask,
+        middle_lengths=np.array([len(each.middle) for each in known], np.int64),
+    )
+
+
+def _texts(texts: list[bytes], width: int) -> tuple[Words, Words]:
+    """Return texts as rows of words, and which of their bits count."""
+    padded = b"".join(text.ljust(width, b"\0") for text in texts)
+    mask = b"".join((b"\xff" * len(text)).ljust(width, b"\0") for text in texts)
+    return (
+        np.frombuffer(padded, "<u8").reshape(len(texts), -1),
+        np.frombuffer(mask, "<u8").reshape(len(texts), -1),
+    )
+
+
+def _keys(heads: Words) -> Words:
+    """Mix the words of heads in which symbols differ: characters 8 to 31."""
+    keys: Words = heads[:, 1] * _SPREAD[0] + heads[:, 2] * _SPREAD[1] + heads[:, 3] * _SPREAD[2]
+    return keys
+
+
+def _blocks(data: bytes, positions: Positions, width: int) -> Words:
+    """Return the text of so many bytes at each position as words, in a dimension more."""
+    blocks = np.ndarray((len(data) - width + 1,), f"V{width}", data, 0, (1,))
+    words: Words = blocks[positions].view("<u8").reshape(*positions.shape, width // 8)
+    return words
+
+
+def _decode_burst(frames: Frames, tables: _Tables, form: _Form) -> wire.Decoded | None:
+    """Decode a chunk to columns; None where not every trade in it is of the known form."""
+    data, starts, ends = frames.data, frames.starts, frames.ends
+    if int(starts[-1]) + _HEAD_BYTES > len(data):
+        data += bytes(_HEAD_BYTES)
+    heads = _blocks(data, starts, _HEAD_BYTES)
+    keys = _keys(heads)
+    places = tables.keys.searchsorted(keys).clip(max=len(tables.keys) - 1)
+    which = tables.index_of_key[places]
+    known = tables.keys[places] == keys
+    others: list[bytes] = []
+    if not known.all():
+        others = [data[start:end] for start, end in zip(starts[~known], ends[~known], strict=True)]
+        if any(map(wire.is_trade, others)):
+            return None
+        starts, ends, heads, which = starts[known], ends[known], heads[known], which[known]
+        if not len(starts):
+            return wire.Decoded(others=others)
+    if ((heads ^ tables.heads.take(which, axis=0)) & tables.heads_mask.take(which, axis=0)).any():
+        return None
+    found = _numbers(data, starts, ends, which, tables, form)
+    if found is None:
+        return None
+    table, event_ms = found
+    columns = TradeColumns(tables.units, which, table)
+    return wire.Decoded(others=others, columns=columns, event_ms=event_ms)
+
+
+def _numbers(
+    data: bytes,
+    starts: Positions,
+    ends: Positions,
+    which: npt.NDArray[np.int16],
+    tables: _Tables,
+    form: _Form,
+) -> tuple[Integers, int] | None:
+    """Read the numbers of trades whose heads are good; the table and the last event time."""
+    commas = _commas(data, starts, ends, form)
+    after_id, after_price, after_quantity = commas[3], commas[5], commas[6]
+    before_first, after_first, after_last, after_time = commas[6 + form.normal :][:4]
+    if int(after_id.max()) + _MIDDLE_BYTES > len(data):
+        return None
+    middles = _blocks(data, after_id, _MIDDLE_BYTES)
+    if (
+        (middles ^ tables.middles.take(which, axis=0)) & tables.middles_mask.take(which, axis=0)
+    ).any():
+        return None
+    words: Words = np.ndarray((len(data) - 7,), "<u8", data, 0, (1,))
+    event = starts + tables.head_lengths[which]
+    after_event = event + _TIME_DIGITS
+    taker = _takers(words, commas, ends, form)
+    texts = [(after_event, b',"a":'), (after_price - 1, b'","q":"')]
+    if form.normal:
+        texts.append((after_quantity - 1, b'","nq":"'))
+    texts += [(before_first - 1, b'","f":'), (after_first, b',"l":'), (after_last, b',"T":')]
+    if taker is None or not _stand(words, texts):
+        return None
+    quantity = after_price + 6
+    begin = np.stack(
+        (
+            after_quantity + 7 if form.normal else quantity,
+            after_id + tables.middle_lengths[which],
+            quantity,
+            after_event + 5,
+            before_first + 5,
+            after_first + 5,
+            after_last + 5,
+            event,
+        )
+    )
+    stop = np.stack(
+        (
+            before_first - 1,
+            after_price - 1,
+            after_quantity - 1,
+            after_id,
+            after_first,
+            after_last,
+            after_time,
+            after_event,
+        )
+    )
+    parsed = _parse(data, begin, stop)
+    if parsed is None or (stop[_TIME_ROW] - begin[_TIME_ROW] != _TIME_DIGITS).any():
+        return None
+    numbers, decimals = parsed
+    event_ms = int(numbers[_EVENT_ROW, -1])
+    numbers[_EVENT_ROW] = taker
+    table = numbers[_PRICE_ROW:]
+    units = tables.units
+    for row, known in (
+        (_PRICE_ROW, units.price_decimals[which]),
+        (_QUANTITY_ROW, units.quantity_decimals[which]),
+    ):
+        fewer = known - decimals[row]
+        if fewer.any():
+            if fewer.min() < 0 or (fewer + stop[row] - begin[row]).max() >= len(_POWERS):
+                return None
+            numbers[row] *= _POWERS[fewer]
+    good = (
+        numbers[_PRICE_ROW].all()
+        and numbers[_QUANTITY_ROW].all()
+        and (numbers[_FIRST_ROW] <= numbers[_LAST_ROW]).all()
+        and numbers[_TIME_ROW].all()
+        and event_ms
+    )
+    return (table, event_ms) if good else None
+
+
+def _commas(data: bytes, starts: Positions, ends: Positions, form: _Form) -> Positions:
+    """Return where the commas of each frame are: a row for each, a column for each frame.
+
+    Where a frame has another number of them, what is returned is of no use and proves to be.
+    """
+    octets = np.frombuffer(data, np.uint8, int(ends[-1]))
+    commas = (octets == ord(",")).nonzero()[0]
+    if len(commas) == len(starts) * form.commas:
+        return np.ascontiguousarray(commas.reshape(-1, form.commas).T)
+    first = commas.searchsorted(starts)
+    at: Positions = commas.take(first + np.arange(form.commas)[:, np.newaxis], mode="clip")
+    return at
+
+
+def _stand(words: Words, texts: list[tuple[Positions, bytes]]) -> bool:
+    """Whether each text stands at its position in every frame."""
+    positions = np.stack([position for position, _ in texts]).clip(max=len(words) - 1)
+    expected = np.array([[_word(text)] for _, text in texts], np.uint64)
+    mask = np.array([[_word(b"\xff" * len(text))] for _, text in texts], np.uint64)
+    return not ((words[positions] ^ expected) & mask).any()
+
+
+def _takers(
+    words: Words, commas: Positions, ends: Positions, form: _Form
+) -> npt.NDArray[np.bool_] | None:
+    """Return where the taker bought; None where a frame does not end as it should."""
+    after_time = commas[9 + form.normal]
+    last = len(words) - 1
+    maker_words = words[after_time.clip(max=last)]
+    taker = maker_words == _TAKER
+    end_words = words[ends - 8]
+    if form.market:
+        after_maker = commas[10 + form.normal]
+        market_words = words[(after_maker - 4).clip(max=last)]
+        good = (
+            (market_words == np.where(taker, _TAKER_MARKET, _MAKER_MARKET)).all()
+            and (end_words == _MARKET_END).all()
+            and (after_maker - after_time == 9 + taker).all()
+            and (ends - after_maker == 9).all()
+        )
+    else:
+        good = (end_words == np.where(taker, _TAKER_END, _MAKER_END)).all() and (
+            ends - after_time == 11 + taker
+        ).all()
+    return taker if good and (taker | (maker_words == _MAKER)).all() else None
+
+
+def _parse(data: bytes, begin: Positions, stop: Positions) -> tuple[Integers, Integers] | None:
+    """Read the numbers between these positions, a row for each field, a column for each frame.
+
+    Returns them without their points, and the decimals of the rows that may have one; None where
+    there is anything but a plain number of at most DIGITS_MAX characters.
+    """
+    length = stop - begin
+    if length.min() < 1 or length.max() > DIGITS_MAX:
+        return None
+    digits = _blocks(data, stop - DIGITS_MAX, DIGITS_MAX)
+    digits ^= _ZEROES
+    digits &= _KEPT.take(length, axis=0)
+    decimals, pointed = _take_points_out(digits[: _QUANTITY_ROW + 1])
+    if (decimals < pointed).any() or (length[: len(decimals)] <= decimals + pointed).any():
+        return None  # a point with no digit after it, or before it
+    check = digits + _ABOVE_NINE
+    check |= digits
+    if np.bitwise_or.reduce(check, axis=None) & _HIGHEST_BITS:
+        return None
+    for factor, shift, mask in (_PAIRS, _FOURS):
+        digits *= factor
+        digits >>= shift
+        digits &= mask
+    factor, shift = _ALL_EIGHT
+    digits *= factor
+    digits >>= shift
+    halves = digits.view(np.int64)
+    return halves[..., 0] * _EIGHT_DIGITS + halves[..., 1], decimals
+
+
+def _take_points_out(digits: Words) -> tuple[Integers, npt.NDArray[np.bool_]]:
+    """Close the gap that a point leaves among digits: pairs of words, the leading digits first.
+
+    The first character is in the lowest byte, so what stands before a point moves up by one.
+    Returns how many decimals there are, and where there is a point. A second one stays.
+    """
+    points = digits & _POINT_BIT
+    points &= ~points + _ONE
+    before = (points >> _FOUR) - _ONE
+    after = ~((points << _FOUR) - _ONE)
+    pointed = points != 0
+    bits = np.bitwise_count(after)
+    early, late = pointed[..., 0], pointed[..., 1]
+    decimals = (bits[..., 1] + np.where(late, 0, early * np.uint8(64) + bits[..., 0])) >> 3
+    carried = digits[..., 0] >> _SEVEN_BYTES
+    moved = digits[..., 0] << _BYTE
+    before &= digits
+    before <<= pointed * _BYTE
+    digits &= after
+    digits |= before
+    digits[..., 1] |= carried * late
+    digits[..., 0] = np.where(late, moved, digits[..., 0])
+    return decimals, late | early
