@@ -35,18 +35,23 @@ import numpy.typing as npt
 
 from klagg_trio.core.columns import Integers, TradeColumns, Units
 from klagg_trio.exchange import wire
+from klagg_trio.exchange.digits import (
+    DIGITS_MAX,
+    Words,
+    have_leading_zeros,
+    parse_numbers,
+    rescale,
+    text_at,
+    word,
+    words_of,
+)
 from klagg_trio.exchange.frames import Frames, Positions
-
-Words = npt.NDArray[np.uint64]
 
 BURST_MIN: Final = 24
 """Frames in a chunk from which on it pays to decode them at once."""
 
 SYMBOLS_MAX: Final = 8_192
 """Symbols that are learnt. The exchange has had some 1,000."""
-
-DIGITS_MAX: Final = 16
-"""Characters of the longest number that is read here, its point included."""
 
 SKIPPED_CHUNKS: Final = 64
 """Chunks that are not even tried after one that taught nothing."""
@@ -70,52 +75,13 @@ _NORMAL_ROW, _PRICE_ROW, _QUANTITY_ROW, _ID_ROW, _FIRST_ROW, _LAST_ROW, _TIME_RO
 of `TradeColumns`, where the last row is the taker's."""
 
 
-def _word(text: bytes) -> int:
-    """Return eight bytes of text, or fewer, as the number that a word of the chunk would be."""
-    return int.from_bytes(text.ljust(8, b"\0"), "little")
-
-
-def _repeated(octet: int) -> np.uint64:
-    return np.uint64(octet * 0x0101010101010101)
-
-
-_ONE: Final = np.uint64(1)
-_FOUR: Final = np.uint64(4)
-_BYTE: Final = np.uint64(8)
-_SEVEN_BYTES: Final = np.uint64(56)
-_ZEROES: Final = _repeated(0x30)
-_POINT_BIT: Final = _repeated(0x10)
-"""Of a point less the digit zero, 0x1E; no digit less zero has it."""
-_ABOVE_NINE: Final = _repeated(0x76)
-"""Added to what is more than 9, it gives the highest bit of the byte."""
-_HIGHEST_BITS: Final = _repeated(0x80)
-
-_PAIRS: Final = (np.uint64(10 << 8 | 1), np.uint64(8), np.uint64(0x00FF00FF00FF00FF))
-_FOURS: Final = (np.uint64(100 << 16 | 1), np.uint64(16), np.uint64(0x0000FFFF0000FFFF))
-_ALL_EIGHT: Final = (np.uint64(10_000 << 32 | 1), np.uint64(32))
-_EIGHT_DIGITS: Final = 10**8
-
-_KEPT: Final = np.array(
-    [
-        [
-            (1 << 64) - (1 << 8 * (16 - length)) if length > 8 else 0,
-            (1 << 64) - (1 << 8 * max(0, 8 - length)) if length else 0,
-        ]
-        for length in range(17)
-    ],
-    np.uint64,
-)
-"""What belongs to a number of so many characters in the 16 bytes that end with it."""
-
-_POWERS: Final = 10 ** np.arange(19, dtype=np.int64)
-
 _SPREAD: Final = tuple(map(np.uint64, (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9)))
 """Odd numbers that spread three words of a head; whatever they are, heads are compared in full."""
 
-_MAKER, _TAKER = (np.uint64(_word(text)) for text in (b',"m":tru', b',"m":fal'))
-_MAKER_MARKET, _TAKER_MARKET = (np.uint64(_word(text)) for text in (b'true,"st', b'alse,"st'))
-_MAKER_END, _TAKER_END = (np.uint64(_word(text)) for text in (b'":true}}', b":false}}"))
-_MARKET_END: Final = np.uint64(_word(b'"st":1}}'))
+_MAKER, _TAKER = (np.uint64(word(text)) for text in (b',"m":tru', b',"m":fal'))
+_MAKER_MARKET, _TAKER_MARKET = (np.uint64(word(text)) for text in (b'true,"st', b'alse,"st'))
+_MAKER_END, _TAKER_END = (np.uint64(word(text)) for text in (b'":true}}', b":false}}"))
+_MARKET_END: Final = np.uint64(word(b'"st":1}}'))
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,19 +232,12 @@ def _keys(heads: Words) -> Words:
     return keys
 
 
-def _blocks(data: bytes, positions: Positions, width: int) -> Words:
-    """Return the text of so many bytes at each position as words, in a dimension more."""
-    blocks = np.ndarray((len(data) - width + 1,), f"V{width}", data, 0, (1,))
-    words: Words = blocks[positions].view("<u8").reshape(*positions.shape, width // 8)
-    return words
-
-
 def _decode_burst(frames: Frames, tables: _Tables, form: _Form) -> wire.Decoded | None:
     """Decode a chunk to columns; None where not every trade in it is of the known form."""
     data, starts, ends = frames.data, frames.starts, frames.ends
     if int(starts[-1]) + _HEAD_BYTES > len(data):
         data += bytes(_HEAD_BYTES)
-    heads = _blocks(data, starts, _HEAD_BYTES)
+    heads = text_at(data, starts, _HEAD_BYTES)
     keys = _keys(heads)
     places = tables.keys.searchsorted(keys).clip(max=len(tables.keys) - 1)
     which = tables.index_of_key[places]
@@ -315,12 +274,12 @@ def _numbers(
     before_first, after_first, after_last, after_time = commas[6 + form.normal :][:4]
     if int(after_id.max()) + _MIDDLE_BYTES > len(data):
         return None
-    middles = _blocks(data, after_id, _MIDDLE_BYTES)
+    middles = text_at(data, after_id, _MIDDLE_BYTES)
     if (
         (middles ^ tables.middles.take(which, axis=0)) & tables.middles_mask.take(which, axis=0)
     ).any():
         return None
-    words: Words = np.ndarray((len(data) - 7,), "<u8", data, 0, (1,))
+    words = words_of(data)
     event = starts + tables.head_lengths[which]
     after_event = event + _TIME_DIGITS
     taker = _takers(words, commas, ends, form)
@@ -355,10 +314,13 @@ def _numbers(
             after_event,
         )
     )
-    parsed = _parse(data, begin, stop)
-    if parsed is None or (stop[_TIME_ROW] - begin[_TIME_ROW] != _TIME_DIGITS).any():
+    parsed = parse_numbers(data, begin, stop, fractions=_QUANTITY_ROW + 1)
+    if parsed is None or (after_time - after_last != 5 + _TIME_DIGITS).any():
         return None
     numbers, decimals = parsed
+    length = stop - begin
+    if have_leading_zeros(numbers[_ID_ROW:], length[_ID_ROW:]):
+        return None
     event_ms = int(numbers[_EVENT_ROW, -1])
     numbers[_EVENT_ROW] = taker
     table = numbers[_PRICE_ROW:]
@@ -367,11 +329,8 @@ def _numbers(
         (_PRICE_ROW, units.price_decimals[which]),
         (_QUANTITY_ROW, units.quantity_decimals[which]),
     ):
-        fewer = known - decimals[row]
-        if fewer.any():
-            if fewer.min() < 0 or (fewer + stop[row] - begin[row]).max() >= len(_POWERS):
-                return None
-            numbers[row] *= _POWERS[fewer]
+        if not rescale(numbers[row], known - decimals[row], length[row]):
+            return None
     good = (
         numbers[_PRICE_ROW].all()
         and numbers[_QUANTITY_ROW].all()
@@ -399,8 +358,8 @@ def _commas(data: bytes, starts: Positions, ends: Positions, form: _Form) -> Pos
 def _stand(words: Words, texts: list[tuple[Positions, bytes]]) -> bool:
     """Whether each text stands at its position in every frame."""
     positions = np.stack([position for position, _ in texts]).clip(max=len(words) - 1)
-    expected = np.array([[_word(text)] for _, text in texts], np.uint64)
-    mask = np.array([[_word(b"\xff" * len(text))] for _, text in texts], np.uint64)
+    expected = np.array([[word(text)] for _, text in texts], np.uint64)
+    mask = np.array([[word(b"\xff" * len(text))] for _, text in texts], np.uint64)
     return not ((words[positions] ^ expected) & mask).any()
 
 
@@ -427,58 +386,3 @@ def _takers(
             ends - after_time == 11 + taker
         ).all()
     return taker if good and (taker | (maker_words == _MAKER)).all() else None
-
-
-def _parse(data: bytes, begin: Positions, stop: Positions) -> tuple[Integers, Integers] | None:
-    """Read the numbers between these positions, a row for each field, a column for each frame.
-
-    Returns them without their points, and the decimals of the rows that may have one; None where
-    there is anything but a plain number of at most DIGITS_MAX characters.
-    """
-    length = stop - begin
-    if length.min() < 1 or length.max() > DIGITS_MAX:
-        return None
-    digits = _blocks(data, stop - DIGITS_MAX, DIGITS_MAX)
-    digits ^= _ZEROES
-    digits &= _KEPT.take(length, axis=0)
-    decimals, pointed = _take_points_out(digits[: _QUANTITY_ROW + 1])
-    if (decimals < pointed).any() or (length[: len(decimals)] <= decimals + pointed).any():
-        return None  # a point with no digit after it, or before it
-    check = digits + _ABOVE_NINE
-    check |= digits
-    if np.bitwise_or.reduce(check, axis=None) & _HIGHEST_BITS:
-        return None
-    for factor, shift, mask in (_PAIRS, _FOURS):
-        digits *= factor
-        digits >>= shift
-        digits &= mask
-    factor, shift = _ALL_EIGHT
-    digits *= factor
-    digits >>= shift
-    halves = digits.view(np.int64)
-    return halves[..., 0] * _EIGHT_DIGITS + halves[..., 1], decimals
-
-
-def _take_points_out(digits: Words) -> tuple[Integers, npt.NDArray[np.bool_]]:
-    """Close the gap that a point leaves among digits: pairs of words, the leading digits first.
-
-    The first character is in the lowest byte, so what stands before a point moves up by one.
-    Returns how many decimals there are, and where there is a point. A second one stays.
-    """
-    points = digits & _POINT_BIT
-    points &= ~points + _ONE
-    before = (points >> _FOUR) - _ONE
-    after = ~((points << _FOUR) - _ONE)
-    pointed = points != 0
-    bits = np.bitwise_count(after)
-    early, late = pointed[..., 0], pointed[..., 1]
-    decimals = (bits[..., 1] + np.where(late, 0, early * np.uint8(64) + bits[..., 0])) >> 3
-    carried = digits[..., 0] >> _SEVEN_BYTES
-    moved = digits[..., 0] << _BYTE
-    before &= digits
-    before <<= pointed * _BYTE
-    digits &= after
-    digits |= before
-    digits[..., 1] |= carried * late
-    digits[..., 0] = np.where(late, moved, digits[..., 0])
-    return decimals, late | early
