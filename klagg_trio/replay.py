@@ -4,7 +4,9 @@ Theory of operation
 -------------------
 One shard keeps the one symbol. The clock is the trades' own: minute M is ticked when the first
 trade at or after M comes, so the trades of a batch are cut at the minutes. A trade of an earlier
-minute than the one before it (times go back now and then) restates the sealed minute.
+minute than the one before it (times go back now and then) restates the sealed minute. Batches come
+as columns or as lists of trades (`exchange/archive.py` says when); a minute of few trades is taken
+out of the columns one by one.
 
 Rows are wanted in order of their ids. A file whose ids go back is read again, whole, and sorted.
 Repeated ids are dropped and counted; ids that are missing make the minutes suspect that held or
@@ -28,14 +30,17 @@ from operator import attrgetter, le
 from pathlib import Path
 from typing import Final, TextIO
 
+import numpy as np
+
 from klagg_trio.core.bar import Bar, Source, combined_source, newborn
+from klagg_trio.core.columns import ID, TIME_MS, TradeColumns, group
 from klagg_trio.core.errors import ConfigurationError, DamagedDataError
 from klagg_trio.core.facts import Facts, MinuteSpan
 from klagg_trio.core.intervals import DAY_MS, MINUTE, MINUTE_MS, Interval, select
 from klagg_trio.core.seed import UNKNOWN_ID, OpenBar, Seed
 from klagg_trio.core.shard import NEVER_MS, Shard
 from klagg_trio.core.trade import Trade
-from klagg_trio.exchange.archive import RowCounts, read_batches
+from klagg_trio.exchange.archive import Batch, RowCounts, read_batches
 
 COLUMNS: Final = (
     "symbol",
@@ -60,7 +65,9 @@ _SYMBOL: Final = re.compile(r"[^\W_]{5,}")
 _id: Final = attrgetter("id")
 _time_ms: Final = attrgetter("time_ms")
 
-Batch = list[Trade]
+MINUTE_TRADES_MIN: Final = 48
+"""Trades in a minute from which on it pays to add them up as columns."""
+
 Order = Callable[[Iterable[Batch]], Iterator[Batch]]
 """Puts the trades of a file in order of their ids, or fails."""
 
@@ -120,7 +127,8 @@ def _replay(path: Path, symbol: str, intervals: tuple[Interval, ...], order: Ord
     recording: Recording | None = None
     for batch in order(read_batches(path, symbol, counts)):
         if recording is None:
-            recording = Recording(batch[0], intervals, counts)
+            first = batch.part(slice(1)).trades() if isinstance(batch, TradeColumns) else batch
+            recording = Recording(first[0], intervals, counts)
         recording.play(batch)
     if recording is None:
         raise DamagedDataError(f"{path} holds no trades")
@@ -155,6 +163,9 @@ class Recording:
 
     def play(self, batch: Batch) -> None:
         """Apply one batch, ticking before the first trade of each new minute."""
+        if isinstance(batch, TradeColumns):
+            self._play_columns(batch)
+            return
         shard = self._shard
         times = list(accumulate(map(_time_ms, batch), max))
         start = 0
@@ -163,6 +174,21 @@ class Recording:
                 self._take(shard.tick(MINUTE.floor(times[start])))
             end = bisect_left(times, shard.minute_ms + MINUTE_MS, start)
             self._take(shard.apply_trades(batch[start:end]))
+            start = end
+
+    def _play_columns(self, columns: TradeColumns) -> None:
+        shard = self._shard
+        times = np.maximum.accumulate(columns.table[TIME_MS])
+        start = 0
+        while start < len(columns):
+            if times[start] >= shard.minute_ms + MINUTE_MS:
+                self._take(shard.tick(MINUTE.floor(int(times[start]))))
+            end = start + int(times[start:].searchsorted(shard.minute_ms + MINUTE_MS))
+            part = columns.part(slice(start, end))
+            runs = group(part) if len(part) >= MINUTE_TRADES_MIN else None
+            self._take(
+                shard.apply_trades(part.trades()) if runs is None else shard.apply_runs(runs)
+            )
             start = end
 
     def _take(self, facts: Facts | None) -> None:
@@ -235,7 +261,14 @@ def _in_order(batches: Iterable[Batch]) -> Iterator[Batch]:
     """Pass on batches whose ids never go back; raise _IdsGoBack at the first that does."""
     last_id = -1
     for batch in batches:
-        if not batch:
+        if not len(batch):
+            continue
+        if isinstance(batch, TradeColumns):
+            row = batch.table[ID]
+            if row[0] < last_id or (row[1:] < row[:-1]).any():
+                raise _IdsGoBack
+            last_id = int(row[-1])
+            yield batch
             continue
         ids = list(map(_id, batch))
         if ids[0] < last_id or not all(map(le, ids, islice(ids, 1, None))):
@@ -246,4 +279,5 @@ def _in_order(batches: Iterable[Batch]) -> Iterator[Batch]:
 
 def _sorted(batches: Iterable[Batch]) -> Iterator[Batch]:
     """Return all trades as one batch, in order of their ids."""
-    yield sorted(chain.from_iterable(batches), key=_id)
+    lists = (batch.trades() if isinstance(batch, TradeColumns) else batch for batch in batches)
+    yield sorted(chain.from_iterable(lists), key=_id)

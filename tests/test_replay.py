@@ -7,12 +7,15 @@ import gzip
 import io
 import json
 import random
+import re
 import zipfile
+from dataclasses import astuple
 from decimal import Decimal
 from pathlib import Path
 
 import pytest
 
+from klagg_trio.core.columns import TradeColumns
 from klagg_trio.core.errors import ConfigurationError, DamagedDataError, StoreError
 from klagg_trio.exchange import archive
 from klagg_trio.exchange.archive import RowCounts, read_batches
@@ -58,6 +61,14 @@ def spot(rows=ROWS, scale=1) -> str:
 
 def _text(value) -> str:
     return str(value).lower()
+
+
+@pytest.fixture(autouse=True, params=["columns", "one by one"])
+def _both_ways(request, monkeypatch):
+    """Every file is read as columns where it can be, however small, and once trade by trade."""
+    columns = request.param == "columns"
+    monkeypatch.setattr(archive, "COLUMNS_FROM_BYTES", 0 if columns else 1 << 40)
+    monkeypatch.setattr("klagg_trio.replay.MINUTE_TRADES_MIN", 1)
 
 
 def replay(path: Path, *intervals: str, symbol: str | None = "X"):
@@ -393,9 +404,60 @@ def test_a_name_without_a_symbol_asks_for_one(tmp_path):
 
 
 def test_every_trade_of_a_file_has_its_symbol(tmp_path):
-    """The class carries it, two files do not mix."""
+    """Two files do not mix."""
     path = tmp_path / "trades.csv"
     path.write_text(futures())
-    first, second = (next(read_batches(path, name, RowCounts())) for name in ("A", "B"))
-    assert {trade.symbol for trade in first} == {"A"}
-    assert {trade.symbol for trade in second} == {"B"}
+    for name in ("A", "B"):
+        batch = next(read_batches(path, name, RowCounts()))
+        trades = batch.trades() if isinstance(batch, TradeColumns) else batch
+        assert {trade.symbol for trade in trades} == {name}
+
+
+@pytest.mark.parametrize("text", [futures(), spot(), spot(scale=1_000)], ids=["um", "spot", "us"])
+def test_plain_rows_are_read_as_columns(tmp_path, monkeypatch, text):
+    """What the archive has is read the fast way, and is the same as read the slow way."""
+    path = tmp_path / "X.csv"
+    path.write_text(text)
+    monkeypatch.setattr(archive, "COLUMNS_FROM_BYTES", 0)
+    (columns,) = read_batches(path, "X", RowCounts())
+    monkeypatch.setattr(archive, "COLUMNS_FROM_BYTES", 1 << 40)
+    (trades,) = read_batches(path, "X", RowCounts())
+    assert isinstance(columns, TradeColumns)
+    assert [astuple(each) for each in columns.trades()] == [
+        (
+            *("X", each.id, each.price, each.quantity, each.first_id, each.last_id),
+            *(each.time_ms, each.buyer_is_maker),
+        )
+        for each in trades
+    ]
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_one_other_character_gives_the_same_either_way(tmp_path, monkeypatch, seed):
+    """A file with a character changed is refused, or read, by both ways alike."""
+    draw = random.Random(seed)
+    text = draw.choice((futures, spot))(ROWS * 5)
+    found = []
+    # Not in a time, where a digit may mean a thousand years of minutes.
+    times = {at for match in re.finditer(r"\d{13,}", text) for at in range(*match.span())}
+    place = draw.choice([at for at in range(len(text)) if at not in times])
+    text = text[:place] + draw.choice("0123456789.,-e\ntf x") + text[place + 1 :]
+    path = tmp_path / "X.csv"
+    path.write_text(text)
+    for least in (0, 1 << 40):
+        monkeypatch.setattr(archive, "COLUMNS_FROM_BYTES", least)
+        try:
+            found.append([row | {"source": ""} for row in replay(path)[1]])
+        except DamagedDataError as error:
+            found.append(str(error))
+    assert numbers_of(found[0]) == numbers_of(found[1])
+
+
+def numbers_of(found):
+    """Rows with their numbers as numbers: how many zeros end them may differ."""
+    if isinstance(found, str):
+        return found
+    return [
+        [Decimal(text) if text[:1].isdigit() and text != "1m" else text for text in row.values()]
+        for row in found
+    ]

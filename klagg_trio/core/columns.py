@@ -92,6 +92,10 @@ class TradeColumns:
     def __len__(self) -> int:
         return len(self.which)
 
+    def part(self, chosen: slice) -> TradeColumns:
+        """Return some of them, without copying any."""
+        return TradeColumns(self.units, self.which[chosen], self.table[:, chosen])
+
     def trades(self) -> list[ColumnTrade]:
         """Return the trades one by one."""
         return _trades(self.units, self.which.tolist(), self.table)

@@ -4,9 +4,12 @@ What the exchange publishes differs by market and year: with and without a heade
 columns or eight, `true` or `True`, milliseconds or, for spot from 2025 on, microseconds. Rows that
 the archive itself has struck out (price and quantity 0, or ids of -1) are skipped and counted.
 
-A chunk of csv becomes one JSON text by three replacements, and one decoder call makes the trades:
-half a microsecond a row. A chunk that is not plain in every respect is read line by line, by the
-same rules; that finds the line to complain about.
+A chunk of csv is read in the fastest of three ways that it allows, all by the same rules:
+
+- to columns (`_Columns`), all of its numbers at once, where each row is a trade of plain numbers of
+  at most 16 characters;
+- to single trades, by making one JSON text of it with three replacements and one decoder call;
+- line by line, which finds the line to complain about.
 """
 
 from __future__ import annotations
@@ -24,12 +27,31 @@ from pathlib import Path
 from typing import IO, ClassVar, Final, cast
 
 import msgspec
+import numpy as np
 
+from klagg_trio.core.columns import (
+    FIRST_ID,
+    LAST_ID,
+    PRICE,
+    QUANTITY,
+    TAKER,
+    TIME_MS,
+    Booleans,
+    Integers,
+    TradeColumns,
+    Units,
+)
 from klagg_trio.core.errors import DamagedDataError, StoreError
 from klagg_trio.core.trade import Trade
+from klagg_trio.exchange.digits import DIGITS_MAX, parse_numbers, rescale, word, words_of
+
+Batch = list[Trade] | TradeColumns
 
 CHUNK_BYTES: Final = 1 << 20
 """Some 13,000 rows: enough to make the cost of a chunk vanish, little enough for the caches."""
+
+COLUMNS_FROM_BYTES: Final = 8 * 1024
+"""Chunks below this cost more as columns than they save."""
 
 MICROSECONDS_FROM: Final = 10**14
 """A time above this is in microseconds: as milliseconds it would lie beyond the year 5000."""
@@ -45,6 +67,9 @@ _ROW: Final = re.compile(
     rb"(?:,(?:true|false))?",
     re.IGNORECASE,
 )
+_TRUE, _FALSE = (np.uint64(word(text)) for text in (b"true", b"false"))
+_FOUR_BYTES, _FIVE_BYTES = (np.uint64((1 << 8 * count) - 1) for count in (4, 5))
+_LOWER_FIRST: Final = np.uint64(0x20)
 _COMPRESSED: Final = {b"\x1f\x8b": "gz", b"PK": "zip"}
 _TROUBLE: Final = (zipfile.BadZipFile, gzip.BadGzipFile, EOFError, zlib.error)
 
@@ -95,7 +120,7 @@ def trade_class(symbol: str) -> type[ArchiveTrade]:
     return made
 
 
-def read_batches(path: Path, symbol: str, counts: RowCounts) -> Iterator[list[Trade]]:
+def read_batches(path: Path, symbol: str, counts: RowCounts) -> Iterator[Batch]:
     """Yield the trades of a file, in its order, in batches.
 
     Raises DamagedDataError, with the line, for what cannot be read.
@@ -109,7 +134,13 @@ def read_batches(path: Path, symbol: str, counts: RowCounts) -> Iterator[list[Tr
                 rows = _read_json(path, first + source.read(), made)
                 yield cast("list[Trade]", _clean(rows, counts))
                 return
+            columns = _Columns(symbol)
             for number, chunk in _whole_lines(source, first):
+                burst = columns.read(chunk) if len(chunk) >= COLUMNS_FROM_BYTES else None
+                if burst is not None:
+                    counts.rows += len(burst)
+                    yield burst
+                    continue
                 rows = _read_lines(path, number, chunk, made)
                 yield cast("list[Trade]", _clean(rows, counts))
     except _TROUBLE as error:
@@ -150,6 +181,74 @@ def _whole_lines(source: IO[bytes], first: bytes) -> Iterator[tuple[int, bytes]]
         chunk = source.read(CHUNK_BYTES)
     if rest:
         yield number, rest
+
+
+class _Columns:
+    """Reads chunks of plain rows of one symbol as columns."""
+
+    def __init__(self, symbol: str) -> None:
+        """Know of no decimals yet."""
+        self._symbol = symbol
+        self._decimals = np.zeros(2, np.int64)
+        """Most that were seen in a price and in a quantity."""
+        self._units = self._make_units()
+
+    def _make_units(self) -> Units:
+        return Units((self._symbol,), self._decimals[:1].copy(), self._decimals[1:].copy())
+
+    def read(self, chunk: bytes) -> TradeColumns | None:
+        """Read whole lines; None where not every one is a trade of plain numbers."""
+        # What is read of a number is 16 characters up to its end, of a truth value eight from its
+        # beginning: no line may lie closer to an end of the text.
+        data = b"\0" * DIGITS_MAX + chunk + b"\n" + b"\0" * 8
+        octets = np.frombuffer(data, np.uint8)
+        newlines = (octets == ord("\n")).nonzero()[0]
+        commas = (octets == ord(",")).nonzero()[0]
+        width, rest = divmod(len(commas), len(newlines))
+        if rest or width not in (6, 7):
+            return None
+        commas = np.ascontiguousarray(commas.reshape(-1, width).T)
+        starts = np.append(DIGITS_MAX, newlines[:-1] + 1)
+        begin = np.stack((commas[0], commas[1], starts - 1, commas[2], commas[3], commas[4])) + 1
+        stop = np.stack((commas[1], commas[2], commas[0], commas[3], commas[4], commas[5]))
+        ends = [*commas[6:], newlines]
+        truths = [
+            _truths(data, start + 1, end) for start, end in zip(commas[5:], ends, strict=True)
+        ]
+        parsed = parse_numbers(data, begin, stop, fractions=2)
+        if parsed is None or any(truth is None for truth in truths):
+            return None
+        numbers, decimals = parsed
+        if not self._scale(numbers, decimals, stop - begin):
+            return None
+        table = np.empty((len(numbers) + 1, len(starts)), np.int64)
+        table[:TAKER] = numbers
+        table[TAKER] = ~truths[0] if truths[0] is not None else 0
+        counts = table[PRICE].all() and table[QUANTITY].all()
+        if not counts or (table[FIRST_ID] > table[LAST_ID]).any():
+            return None  # struck out
+        if table[TIME_MS].max() >= MICROSECONDS_FROM:
+            table[TIME_MS] //= np.where(table[TIME_MS] >= MICROSECONDS_FROM, 1000, 1)
+        return TradeColumns(self._units, np.zeros(len(starts), np.int16), table)
+
+    def _scale(self, numbers: Integers, decimals: Integers, length: Integers) -> bool:
+        """Bring prices and quantities to one count of decimals each."""
+        most = np.maximum(self._decimals, decimals.max(axis=1))
+        if (most != self._decimals).any():
+            self._decimals = most
+            self._units = self._make_units()
+        return all(
+            rescale(numbers[row], most[row] - decimals[row], length[row])
+            for row in (PRICE, QUANTITY)
+        )
+
+
+def _truths(data: bytes, begin: Integers, stop: Integers) -> Booleans | None:
+    """Read truth values, `true` or `True`; None where there is something else."""
+    texts = words_of(data)[begin] | _LOWER_FIRST
+    true = (texts & _FOUR_BYTES == _TRUE) & (stop - begin == 4)
+    false = (texts & _FIVE_BYTES == _FALSE) & (stop - begin == 5)
+    return true if (true | false).all() else None
 
 
 def _read_lines(
