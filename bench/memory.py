@@ -25,6 +25,9 @@ CONTENDERS = {
     "klagg-1": ("klagg's shard, 1m", "klagg", 1, ""),
     "klagg-12": ("klagg's shard, 12 intervals", "klagg", 12, ""),
     "klagg-15": ("klagg's shard, 15 intervals", "klagg", 15, ""),
+    "columns-1": ("klagg's shard, columns, 1m", "klagg-columns", 1, ""),
+    "columns-12": ("klagg's shard, columns, 12 intervals", "klagg-columns", 12, ""),
+    "columns-15": ("klagg's shard, columns, 15 intervals", "klagg-columns", 15, ""),
     "nautilus-1": ("nautilus TimeBarAggregator, 1m", "nautilus", 1, "nautilus_trader"),
     "nautilus-12": ("nautilus TimeBarAggregator, 12", "nautilus", 12, "nautilus_trader"),
     "engine-1": ("nautilus DataEngine, 1m", "nautilus-engine", 1, "nautilus_trader"),
@@ -82,7 +85,7 @@ def main() -> None:
         runs[name] = partial(run_one, which, intervals, 500, count)
     found = interleaved(runs, options.runs)
     part.results["contenders"] = found
-    ours = {n: median(found.get(f"klagg-{n}", []), "us") for n in (1, 12)}
+    ours = {n: median(found.get(f"columns-{n}", []), "us") for n in (1, 12)}
     rows = []
     for name, each in found.items():
         label, _, intervals, _ = CONTENDERS[name]
@@ -93,7 +96,7 @@ def main() -> None:
         rows.append((label, spread(each, "per_s"), spread(each, "us", digits=2), f"{ratio:.1f}"))
     table(
         f"Trades in memory to bars, 500 symbols, {count:,} trades",
-        ("", "trades/s", "CPU us/trade", "CPU against klagg's at as many intervals"),
+        ("", "trades/s", "CPU us/trade", "CPU against klagg's columns at as many intervals"),
         rows,
     )
     part.finish()

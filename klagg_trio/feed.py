@@ -36,12 +36,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
-import numpy as np
-import numpy.typing as npt
 import trio
 
 from klagg_trio import cmd
-from klagg_trio.core.columns import TradeColumns, Units, group
+from klagg_trio.core.columns import ShardSplit, TradeColumns
 from klagg_trio.core.errors import RemoteError
 from klagg_trio.core.facts import Event
 from klagg_trio.core.trade import Trade
@@ -83,14 +81,14 @@ class Router:
         """Route over these inboxes, by `cmd.shard_of`."""
         self._inboxes = inboxes
         self._shard_of: dict[str, int] = {}
-        self._order: _Order | None = None
+        self._split: ShardSplit | None = None
         self.not_ours = 0
         """Trades of symbols that nobody subscribed to."""
 
     def know(self, symbol: str) -> None:
         """Remember where a symbol's messages go."""
         self._shard_of[symbol] = cmd.shard_of(symbol, len(self._inboxes))
-        self._order = None
+        self._split = None
 
     async def send_trades(self, trades: Iterable[Trade]) -> None:
         """Send each shard its part of a chunk, in order of arrival. Waits for full inboxes."""
@@ -107,20 +105,16 @@ class Router:
 
     async def send_columns(self, columns: TradeColumns) -> None:
         """Send each shard its part of a burst: a run for each symbol."""
-        order = self._order
-        if order is None or order.units is not columns.units:
-            order = self._order = _Order.of(columns.units, self._shard_of, len(self._inboxes))
-        runs = group(columns, order.rank)
-        if runs is None:
+        if self._split is None or self._split.units is not columns.units:
+            self._split = ShardSplit(columns.units, self._shard_of, len(self._inboxes))
+        parts = self._split.split(columns)
+        if parts is None:
             await self.send_trades(columns.trades())
             return
-        # Those of no shard come first, then those of each shard.
-        starts = order.shards[runs.which].searchsorted(order.numbers).tolist()
-        if starts[0]:
-            self.not_ours += runs.part(slice(starts[0])).trades_count
-        for inbox, start, end in zip(self._inboxes, starts[:-1], starts[1:], strict=True):
-            if start < end:
-                await inbox.send(cmd.TradeColumnsBatch(runs.part(slice(start, end))))
+        self.not_ours += parts.strangers
+        for inbox, runs in zip(self._inboxes, parts.shards, strict=True):
+            if len(runs):
+                await inbox.send(cmd.TradeColumnsBatch(runs))
 
     async def send(
         self, symbols: Iterable[str], message: Callable[[tuple[str, ...]], cmd.Message]
@@ -131,26 +125,6 @@ class Router:
             parts.setdefault(cmd.shard_of(symbol, len(self._inboxes)), []).append(symbol)
         for shard, part in sorted(parts.items()):
             await self._inboxes[shard].send(message(tuple(part)))
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Order:
-    """The symbols of columns in order of their shards; those of no shard have shard -1."""
-
-    units: Units
-    rank: npt.NDArray[np.int16]
-    """Place in the order, by the symbol's index."""
-    shards: npt.NDArray[np.int16]
-    """By the symbol's index."""
-    numbers: npt.NDArray[np.int16]
-    """Of all shards, and one more."""
-
-    @classmethod
-    def of(cls, units: Units, shard_of: dict[str, int], count: int) -> _Order:
-        """Put the symbols of columns in order."""
-        shards = np.array([shard_of.get(symbol, -1) for symbol in units.symbols], np.int16)
-        rank = shards.argsort(kind="stable").argsort().astype(np.int16)
-        return cls(units, rank, shards, np.arange(count + 1, dtype=np.int16))
 
 
 class Coverage:

@@ -12,7 +12,7 @@ import itertools
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from decimal import Decimal
 
 from bench.contenders import check_exact, check_floats
@@ -29,6 +29,9 @@ from bench.market import (
 )
 
 RATE = 3_333.0
+READ_TRADES = 1_260
+"""Frames in one full read of the feed."""
+
 TWELVE = ("1m", "3m", "5m", "15m", "30m", "1h", "2h", "4h", "6h", "8h", "12h", "1d")
 
 
@@ -51,17 +54,20 @@ def timed(work: Callable[[], None], count: int) -> None:
     print(json.dumps({"per_s": count / seconds, "us": cpu / count * 1e6}))
 
 
-def run_klagg(symbols: int, count: int, intervals: int) -> None:
-    """Shard.apply_trades, a hundred trades a batch, four shards, and the ticks."""
+def in_batches(trades_of_it: Iterator[Trade]) -> Iterator[list[Trade]]:
+    while batch := list(itertools.islice(trades_of_it, READ_TRADES)):
+        yield batch
+
+
+def klagg_shards(made: list[Instrument], intervals: int):
+    """Four shards with every symbol flat and live, as after a start."""
     from klagg_trio import cmd
     from klagg_trio.core.bar import newborn
     from klagg_trio.core.intervals import INTERVALS, MINUTE, select
     from klagg_trio.core.seed import OpenBar, Seed
     from klagg_trio.core.shard import Shard
-    from klagg_trio.exchange.wire import AggTrade
     from klagg_trio.store.database import NEVER_MS
 
-    made, some, expected = drawn(symbols, count)
     names = TWELVE if intervals == 12 else tuple(INTERVALS)[:intervals]
     chosen = select(names)
     cut_ms = MINUTE.floor(START_MS)
@@ -82,6 +88,73 @@ def run_klagg(symbols: int, count: int, intervals: int) -> None:
         )
     for shard in shards:
         shard.feed_live(list(shard.states), cut_ms)
+    return shards, home, cut_ms
+
+
+def check_klagg(expected: Expected, sealed, shards) -> None:
+    found = {
+        (fact.symbol, fact.bar.open_ms): fact.bar.values()
+        for facts in sealed
+        for fact in facts.sealed
+        if fact.interval == "1m"
+    }
+    for shard in shards:
+        for fact in shard.open_bars():
+            if fact.interval == "1m":
+                found[fact.symbol, fact.bar.open_ms] = fact.bar.values()
+    check_exact(expected, found)
+
+
+def run_klagg_columns(symbols: int, count: int, intervals: int) -> None:
+    """The trades as columns, 1,260 a batch as in a full read of the feed: split, applied, ticked."""
+    import numpy as np
+
+    from klagg_trio.core.columns import ShardSplit, TradeColumns, Units
+
+    made, some, expected = drawn(symbols, count)
+    shards, home, cut_ms = klagg_shards(made, intervals)
+    units = Units(
+        tuple(each.symbol for each in made),
+        np.array([each.price_decimals for each in made]),
+        np.array([each.quantity_decimals for each in made]),
+    )
+    steps: list[TradeColumns | int] = []
+    for minute_ms, trades_of_it in itertools.groupby(some, lambda t: t.time_ms // MINUTE_MS):
+        if steps:
+            steps.append(minute_ms * MINUTE_MS)
+        for batch in in_batches(trades_of_it):
+            rows = [
+                (t.price, t.quantity, t.id, t.first_id, t.last_id, t.time_ms, not t.buyer_is_maker)
+                for t in batch
+            ]
+            which = np.array([t.instrument for t in batch], np.int16)
+            table = np.ascontiguousarray(np.array(rows, np.int64).T)
+            steps.append(TradeColumns(units, which, table))
+    del some
+    split = ShardSplit(units, {each.symbol: home[n] for n, each in enumerate(made)}, len(shards))
+    sealed = []
+
+    def work() -> None:
+        for step in steps:
+            if isinstance(step, int):
+                sealed.extend(shard.tick(step) for shard in shards)
+                continue
+            parts = split.split(step)
+            assert parts is not None
+            for shard, runs in zip(shards, parts.shards, strict=True):
+                if len(runs):
+                    shard.apply_runs(runs)
+
+    timed(work, count)
+    check_klagg(expected, sealed, shards)
+
+
+def run_klagg(symbols: int, count: int, intervals: int) -> None:
+    """Shard.apply_trades, a hundred trades a batch, four shards, and the ticks."""
+    from klagg_trio.exchange.wire import AggTrade
+
+    made, some, expected = drawn(symbols, count)
+    shards, home, cut_ms = klagg_shards(made, intervals)
     steps: list[tuple[int, list[list[AggTrade]]] | int] = []
     batch: list[list[AggTrade]] = [[] for _ in shards]
     due_ms, held = cut_ms + MINUTE_MS, 0
@@ -122,17 +195,7 @@ def run_klagg(symbols: int, count: int, intervals: int) -> None:
                         shard.apply_trades(part)
 
     timed(work, count)
-    found = {
-        (fact.symbol, fact.bar.open_ms): fact.bar.values()
-        for facts in sealed
-        for fact in facts.sealed
-        if fact.interval == "1m"
-    }
-    for shard in shards:
-        for fact in shard.open_bars():
-            if fact.interval == "1m":
-                found[fact.symbol, fact.bar.open_ms] = fact.bar.values()
-    check_exact(expected, found)
+    check_klagg(expected, sealed, shards)
 
 
 def nautilus_instrument(each: Instrument):
@@ -420,6 +483,7 @@ def write_for_node(symbols: int, count: int, path: str) -> None:
 
 RUNS = {
     "klagg": run_klagg,
+    "klagg-columns": run_klagg_columns,
     "nautilus": run_nautilus,
     "nautilus-engine": run_nautilus_engine,
     "ccxt": run_ccxt,

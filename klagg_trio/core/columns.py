@@ -19,9 +19,10 @@ one. `core/shard.py` decides it, and takes the trades of any other run one by on
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
+from itertools import pairwise
 from typing import Final
 
 import numpy as np
@@ -226,6 +227,38 @@ def group(columns: TradeColumns, rank: npt.NDArray[np.int16] | None = None) -> T
         np.maximum.reduceat(table[TIME_MS], starts),
         np.logical_and.reduceat(follows, starts),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """A burst, shard by shard."""
+
+    shards: list[TradeRuns]
+    strangers: int
+    """Trades of symbols that no shard has."""
+
+
+class ShardSplit:
+    """Splits columns of the same units by the shards that keep their symbols."""
+
+    def __init__(self, units: Units, shard_of: Mapping[str, int], shards: int) -> None:
+        """Put the symbols in order of their shards, of which there are so many."""
+        self.units = units
+        self._shards = np.array([shard_of.get(symbol, -1) for symbol in units.symbols], np.int16)
+        self._rank = self._shards.argsort(kind="stable").argsort().astype(np.int16)
+        self._bounds = np.arange(shards + 1, dtype=np.int16)
+
+    def split(self, columns: TradeColumns) -> Parts | None:
+        """Group a burst and split it; None where it cannot be grouped: see `group`."""
+        runs = group(columns, self._rank)
+        if runs is None:
+            return None
+        # Those of no shard come first, then those of each shard.
+        starts = self._shards[runs.which].searchsorted(self._bounds).tolist()
+        return Parts(
+            [runs.part(slice(*span)) for span in pairwise(starts)],
+            runs.part(slice(starts[0])).trades_count if starts[0] else 0,
+        )
 
 
 @dataclass(frozen=True, slots=True)

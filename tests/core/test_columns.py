@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from klagg_trio.core import columns as c
-from klagg_trio.core.columns import TradeColumns, Units, group
+from klagg_trio.core.columns import ShardSplit, TradeColumns, Units, group
 from klagg_trio.core.shard import Shard
 
 from .desk import SYMBOL, Desk, trade
@@ -155,3 +155,15 @@ def test_sums_that_grow_are_settled_in_time():
     (fact,) = desk.shard.open_bars()
     assert fact.bar.volume == Decimal(19 << 47).scaleb(-3)
     assert fact.bar.quote_volume == 19 * 100 * Decimal(1 << 47).scaleb(-3)
+
+
+def test_a_burst_is_split_by_shard():
+    """Each shard gets its own symbols' runs; strangers are counted."""
+    symbols = ("AUSDT", "BUSDT", "CUSDT", "DUSDT")
+    trades = [trade(1 + n // 4, n / 100, symbol=symbols[n % 4]) for n in range(12)]
+    columns = columns_of(trades, units_of(symbols))
+    parts = ShardSplit(columns.units, {"AUSDT": 2, "BUSDT": 0, "DUSDT": 2}, 3).split(columns)
+    assert parts.strangers == 3
+    names = [[symbols[n] for n in runs.which] for runs in parts.shards]
+    assert names == [["BUSDT"], [], ["AUSDT", "DUSDT"]]
+    assert [each.id for each in parts.shards[2].trades_of(1)] == [1, 2, 3]
