@@ -106,13 +106,13 @@ def check_klagg(expected: Expected, sealed, shards) -> None:
 
 
 def run_klagg_columns(symbols: int, count: int, intervals: int) -> None:
-    """The trades as columns, 1,260 a batch as in a full read of the feed: split, applied, ticked."""
+    """The trades as columns, 1,260 a batch as in a full read of the feed: split, applied."""
     import numpy as np
 
     from klagg_trio.core.columns import ShardSplit, TradeColumns, Units
 
     made, some, expected = drawn(symbols, count)
-    shards, home, cut_ms = klagg_shards(made, intervals)
+    shards, home, _ = klagg_shards(made, intervals)
     units = Units(
         tuple(each.symbol for each in made),
         np.array([each.price_decimals for each in made]),

@@ -35,7 +35,16 @@ PRICE, QUANTITY, ID, FIRST_ID, LAST_ID, TIME_MS, TAKER = range(7)
 """Rows of a table of trades. TAKER is 1 where the taker bought."""
 
 VOLUME, QUOTE_VOLUME, COUNT, TAKER_VOLUME, TAKER_QUOTE_VOLUME = range(5)
-"""Rows of a table of sums."""
+"""Rows of a table of sums, with which a table of runs begins. Then it has:"""
+
+HIGH, LOW_NEGATED, CLOSE, LAST, LAST_MS, OPEN, FIRST = range(5, 12)
+"""Extremes, so that both are a maximum; what the last trade tells; what the first one tells."""
+
+CONTINUES, WHICH, START, END = range(12, 16)
+"""The first id again, or BROKEN; the symbol's index; where the run's trades are in the table."""
+
+BROKEN: Final = -4
+"""Instead of the first id of a run in which an id is not the one before it plus 1."""
 
 SUM_MAX: Final = 1 << 61
 """Of one run, and of what may be pending before the next: together they stay below 2^63."""
@@ -49,7 +58,9 @@ UNKNOWN: Final = -2
 NEVER: Final = -3
 """The next id of a symbol that no run continues: it is in doubt, or not of this shard."""
 
-_PRICE_MAX: Final = (1 << 63) - 1
+_FIRST_TOLD: Final = [PRICE, ID]
+_LAST_TOLD: Final = [PRICE, ID, TIME_MS]
+_NO_LOW: Final = -((1 << 63) - 1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -133,55 +144,39 @@ class TradeRuns:
     units: Units
     table: Integers
     """All trades, those of one run together and in order of arrival."""
-    which: Integers
-    """The symbol of each run, as its index in `units`. No symbol has two runs."""
-    starts: Integers
-    """Where each run begins in `table`."""
-    ends: Integers
-    """And the column after its last one."""
-    first: Integers
-    """Seven rows, a column for each run: its first trade."""
-    last: Integers
-    sums: Integers
-    """Five rows, a column for each run."""
-    high: Integers
-    low: Integers
-    earliest_ms: Integers
-    latest_ms: Integers
-    unbroken: Booleans
-    """Whether each id of a run is the one before it plus 1."""
+    runs: Integers
+    """Sixteen rows, a column for each run. No symbol has two."""
+    earliest_ms: int
+    """Of all trades of the burst, in these runs or not."""
+    latest_ms: int
 
     def __len__(self) -> int:
-        return len(self.which)
+        return self.runs.shape[1]
 
     @property
     def trades_count(self) -> int:
         """How many trades the runs hold."""
-        return int((self.ends - self.starts).sum())
+        count: np.int64 = (self.runs[END] - self.runs[START]).sum()
+        return int(count)
+
+    def within(self, open_ms: int, end_ms: int) -> Booleans:
+        """Return for each run whether all of its trades were made from `open_ms` to `end_ms`."""
+        if open_ms <= self.earliest_ms and self.latest_ms < end_ms:
+            return np.ones(len(self), np.bool_)
+        times = self.table[TIME_MS]
+        inside = (times >= open_ms) & (times < end_ms)
+        return np.array([inside[start:end].all() for start, end in self.runs[START:].T], np.bool_)
 
     def part(self, chosen: slice | Booleans) -> TradeRuns:
         """Return some of the runs, over the same table."""
         return TradeRuns(
-            self.units,
-            self.table,
-            self.which[chosen],
-            self.starts[chosen],
-            self.ends[chosen],
-            self.first[:, chosen],
-            self.last[:, chosen],
-            self.sums[:, chosen],
-            self.high[chosen],
-            self.low[chosen],
-            self.earliest_ms[chosen],
-            self.latest_ms[chosen],
-            self.unbroken[chosen],
+            self.units, self.table, self.runs[:, chosen], self.earliest_ms, self.latest_ms
         )
 
     def trades_of(self, run: int) -> list[ColumnTrade]:
         """Return the trades of one run, one by one."""
-        start, end = int(self.starts[run]), int(self.ends[run])
-        which = [int(self.which[run])] * (end - start)
-        return _trades(self.units, which, self.table[:, start:end])
+        which, start, end = self.runs[WHICH:, run].tolist()
+        return _trades(self.units, [which] * (end - start), self.table[:, start:end])
 
 
 def group(columns: TradeColumns, rank: npt.NDArray[np.int16] | None = None) -> TradeRuns | None:
@@ -191,42 +186,41 @@ def group(columns: TradeColumns, rank: npt.NDArray[np.int16] | None = None) -> T
     """
     which = columns.which
     order = (which if rank is None else rank[which]).argsort(kind="stable")
-    which = which[order]
+    which = which.take(order)
     table = columns.table.take(order, axis=1)
-    price, quantity, taker = table[PRICE], table[QUANTITY], table[TAKER]
+    price, quantity, taker, ids = table[PRICE], table[QUANTITY], table[TAKER], table[ID]
     # In floats, since the product itself might overflow; the margin outweighs their rounding.
     if not np.dot(price.astype(np.float64), quantity.astype(np.float64)) < SUM_MAX:
         return None
     size = len(which)
-    parts = np.empty((5, size), np.int64)
+    parts = np.empty((7, size), np.int64)
     parts[VOLUME] = quantity
     np.multiply(price, quantity, out=parts[QUOTE_VOLUME])
     np.subtract(table[LAST_ID], table[FIRST_ID] - 1, out=parts[COUNT])
-    np.multiply(parts[:COUNT], taker, out=parts[TAKER_VOLUME:])
+    np.multiply(parts[:COUNT], taker, out=parts[TAKER_VOLUME:HIGH])
+    parts[HIGH] = price
+    np.negative(price, out=parts[LOW_NEGATED])
     if parts[COUNT].max() >= RAW_TRADES_MAX:
         return None
     begins = np.empty(size, np.bool_)
     begins[0] = True
     np.not_equal(which[1:], which[:-1], out=begins[1:])
     starts = begins.nonzero()[0]
-    ends = np.append(starts[1:], size)
-    follows = begins
-    follows[1:] |= table[ID, 1:] == table[ID, :-1] + 1
-    return TradeRuns(
-        columns.units,
-        table,
-        which[starts].astype(np.int64),
-        starts,
-        ends,
-        table.take(starts, axis=1),
-        table.take(ends - 1, axis=1),
-        np.add.reduceat(parts, starts, axis=1),
-        np.maximum.reduceat(price, starts),
-        np.minimum.reduceat(price, starts),
-        np.minimum.reduceat(table[TIME_MS], starts),
-        np.maximum.reduceat(table[TIME_MS], starts),
-        np.logical_and.reduceat(follows, starts),
-    )
+    runs = np.empty((16, len(starts)), np.int64)
+    runs[START] = starts
+    runs[END, :-1] = starts[1:]
+    runs[END, -1] = size
+    runs[WHICH] = which.take(starts)
+    np.add.reduceat(parts[:HIGH], starts, axis=1, out=runs[:HIGH])
+    np.maximum.reduceat(parts[HIGH:], starts, axis=1, out=runs[HIGH:CLOSE])
+    runs[CLOSE : LAST_MS + 1] = table[_LAST_TOLD].take(runs[END] - 1, axis=1)
+    runs[OPEN : FIRST + 1] = table[_FIRST_TOLD].take(starts, axis=1)
+    runs[CONTINUES] = runs[FIRST]
+    begins[1:] |= ids[1:] == ids[:-1] + 1
+    if not begins.all():
+        runs[CONTINUES, ~np.logical_and.reduceat(begins, starts)] = BROKEN
+    times = table[TIME_MS]
+    return TradeRuns(columns.units, table, runs, int(times.min()), int(times.max()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,7 +248,7 @@ class ShardSplit:
         if runs is None:
             return None
         # Those of no shard come first, then those of each shard.
-        starts = self._shards[runs.which].searchsorted(self._bounds).tolist()
+        starts = self._shards[runs.runs[WHICH]].searchsorted(self._bounds).tolist()
         return Parts(
             [runs.part(slice(*span)) for span in pairwise(starts)],
             runs.part(slice(starts[0])).trades_count if starts[0] else 0,
@@ -291,78 +285,64 @@ class PendingMinute:
         """By symbol: the id that continues, UNKNOWN or NEVER. The shard keeps it true."""
         self.full = False
         """A sum has grown so large that the bars must be brought up to date."""
-        self._sums = np.zeros((5, size), np.int64)
-        self._high = np.zeros(size, np.int64)
-        self._low = np.full(size, _PRICE_MAX, np.int64)
-        self._first = np.zeros((7, size), np.int64)
-        self._last = np.zeros((7, size), np.int64)
+        self._table = np.zeros((CONTINUES, size), np.int64)
+        """The first twelve rows of a table of runs, a column for each symbol."""
+        self._table[LOW_NEGATED] = _NO_LOW
 
     def add(self, runs: TradeRuns) -> None:
         """Add runs that continue their symbols' ids within the running minute."""
-        which = runs.which
-        sums = self._sums[:, which]
-        fresh = sums[COUNT] == 0
-        sums += runs.sums
-        self._sums[:, which] = sums
-        self._high[which] = np.maximum(self._high[which], runs.high)
-        self._low[which] = np.minimum(self._low[which], runs.low)
-        self._last[:, which] = runs.last
-        self._first[:, which[fresh]] = runs.first[:, fresh]
-        self.next_id[which] = runs.last[ID] + 1
-        self.full = self.full or bool(sums.max(initial=0) > SUM_MAX)
+        added = runs.runs
+        which = added[WHICH]
+        pending = self._table.take(which, axis=1)
+        fresh = pending[COUNT] == 0
+        pending[:HIGH] += added[:HIGH]
+        np.maximum(pending[HIGH:CLOSE], added[HIGH:CLOSE], out=pending[HIGH:CLOSE])
+        pending[CLOSE:OPEN] = added[CLOSE:OPEN]
+        np.copyto(pending[OPEN:], added[OPEN:CONTINUES], where=fresh)
+        self._table[:, which] = pending
+        self.next_id[which] = added[LAST] + 1
+        self.full = self.full or bool(pending[:HIGH].max(initial=0) > SUM_MAX)
 
     def take(self, symbols: Sequence[str] | None = None) -> Iterator[Addition]:
         """Take out what is pending, of these symbols or of all; forget what their next ids are."""
+        table = self._table
         if symbols is None:
-            chosen = self._sums[COUNT].nonzero()[0]
+            chosen = table[COUNT].nonzero()[0]
             self.next_id.fill(UNKNOWN)
             self.full = False
         else:
             index = self.units.index
-            known = [index[symbol] for symbol in symbols if symbol in index]
-            chosen = np.array(known, np.int64)
+            chosen = np.array([index[each] for each in symbols if each in index], np.int64)
             self.next_id[chosen] = UNKNOWN
-            chosen = chosen[self._sums[COUNT, chosen] > 0]
+            chosen = chosen[table[COUNT, chosen] > 0]
         if not len(chosen):
             return
-        numbers = np.vstack(
-            (
-                self._first[ID, chosen],
-                self._last[ID, chosen],
-                self._last[TIME_MS, chosen],
-                self._first[PRICE, chosen],
-                self._high[chosen],
-                self._low[chosen],
-                self._last[PRICE, chosen],
-                self._sums[:, chosen],
-            )
-        )
-        self._sums[:, chosen] = 0
-        self._high[chosen] = 0
-        self._low[chosen] = _PRICE_MAX
-        yield from self._additions(chosen, numbers)
+        taken = table.take(chosen, axis=1)
+        table[:, chosen] = 0
+        table[LOW_NEGATED, chosen] = _NO_LOW
+        yield from self._additions(chosen, taken)
 
-    def _additions(self, chosen: Integers, numbers: Integers) -> Iterator[Addition]:
+    def _additions(self, chosen: Integers, taken: Integers) -> Iterator[Addition]:
         units = self.units
         for index, price_decimals, quantity_decimals, row in zip(
             chosen.tolist(),
             units.price_decimals[chosen].tolist(),
             units.quantity_decimals[chosen].tolist(),
-            numbers.T.tolist(),
+            taken.T.tolist(),
             strict=True,
         ):
-            first_id, last_id, last_ms, *prices, volume, quote, count, taker, taker_quote = row
-            opened, high, low, close = (_decimal(price, -price_decimals) for price in prices)
+            volume, quote, count, taker, taker_quote, high, low_negated, *told = row
+            close, last_id, last_ms, opened, first_id = told
             quote_exponent = -price_decimals - quantity_decimals
             yield Addition(
                 units.symbols[index],
                 first_id,
                 last_id,
                 last_ms,
-                opened,
-                high,
-                low,
-                close,
+                _decimal(opened, -price_decimals),
+                _decimal(high, -price_decimals),
+                _decimal(-low_negated, -price_decimals),
+                _decimal(close, -price_decimals),
                 _decimal(volume, -quantity_decimals),
                 _decimal(quote, quote_exponent),
                 count,

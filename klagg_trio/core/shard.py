@@ -51,9 +51,10 @@ from typing import Final
 
 from klagg_trio.core.bar import EXACT, Bar, Source, combined_source, newborn
 from klagg_trio.core.columns import (
-    ID,
+    CONTINUES,
     NEVER,
     UNKNOWN,
+    WHICH,
     Addition,
     Booleans,
     PendingMinute,
@@ -368,17 +369,10 @@ class Shard:
         if pending is None or pending.units is not runs.units or pending.full:
             self._settle()
             pending = self._pending = PendingMinute(runs.units)
-        expected = pending.next_id[runs.which]
-        unknown = expected == UNKNOWN
-        if unknown.any():
-            self._ask_next_ids(pending, runs.part(unknown))
-            expected = pending.next_id[runs.which]
-        usual: Booleans = (
-            (runs.first[ID] == expected)
-            & runs.unbroken
-            & (runs.earliest_ms >= self.minute_ms)
-            & (runs.latest_ms < self.minute_ms + MINUTE_MS)
-        )
+        usual = self._go_on(pending, runs)
+        if not usual.all():
+            self._ask_next_ids(pending, runs)
+            usual = self._go_on(pending, runs)
         if usual.all():
             pending.add(runs)
             self.trades.in_bars += runs.trades_count
@@ -390,13 +384,20 @@ class Shard:
         one_by_one = [trade for run in range(len(unusual)) for trade in unusual.trades_of(run)]
         return self.apply_trades(one_by_one)
 
+    def _go_on(self, pending: PendingMinute, runs: TradeRuns) -> Booleans:
+        """Return which runs continue their symbols' ids within the running minute."""
+        going_on: Booleans = runs.runs[CONTINUES] == pending.next_id[runs.runs[WHICH]]
+        going_on &= runs.within(self.minute_ms, self.minute_ms + MINUTE_MS)
+        return going_on
+
     def _ask_next_ids(self, pending: PendingMinute, runs: TradeRuns) -> None:
-        """Look up which ids continue the symbols of these runs."""
-        states, symbols = self.states, runs.units.symbols
-        for index in runs.which.tolist():
-            state = states.get(symbols[index])
-            known = state is not None and state.next_id != _IN_DOUBT
-            pending.next_id[index] = state.next_id if state is not None and known else NEVER
+        """Look up which ids continue those symbols of these runs that nobody has asked about."""
+        states, symbols, next_id = self.states, runs.units.symbols, pending.next_id
+        for index in runs.runs[WHICH].tolist():
+            if next_id[index] == UNKNOWN:
+                state = states.get(symbols[index])
+                known = state is not None and state.next_id != _IN_DOUBT
+                next_id[index] = state.next_id if state is not None and known else NEVER
 
     def _settle(self, symbols: Iterable[str] | None = None) -> None:
         """Bring the states of these symbols, or of all, up to date with what is pending."""

@@ -123,7 +123,7 @@ def test_a_rank_orders_the_runs():
     """Runs come in the order of the rank of their symbols, each with its trades as they arrived."""
     trades = [trade(1 + n // 3, n / 100, symbol=f"{'ABC'[n % 3]}USDT") for n in range(9)]
     runs = group(columns_of(trades), np.array([2, 0, 1], np.int16))
-    assert [runs.units.symbols[n] for n in runs.which] == ["BUSDT", "CUSDT", "AUSDT"]
+    assert [runs.units.symbols[n] for n in runs.runs[c.WHICH]] == ["BUSDT", "CUSDT", "AUSDT"]
     assert [[each.id for each in runs.trades_of(n)] for n in range(3)] == [[1, 2, 3]] * 3
     part = runs.part(slice(1, 3))
     assert [each.symbol for each in part.trades_of(1)] == ["AUSDT"] * 3
@@ -164,6 +164,6 @@ def test_a_burst_is_split_by_shard():
     columns = columns_of(trades, units_of(symbols))
     parts = ShardSplit(columns.units, {"AUSDT": 2, "BUSDT": 0, "DUSDT": 2}, 3).split(columns)
     assert parts.strangers == 3
-    names = [[symbols[n] for n in runs.which] for runs in parts.shards]
+    names = [[symbols[n] for n in runs.runs[c.WHICH]] for runs in parts.shards]
     assert names == [["BUSDT"], [], ["AUSDT", "DUSDT"]]
     assert [each.id for each in parts.shards[2].trades_of(1)] == [1, 2, 3]
