@@ -93,10 +93,22 @@ def main() -> None:
             part.note(f"{label}: {each[-1]['error']}")
             continue
         ratio = median(each, "us") / ours[12 if intervals > 1 else 1]
-        rows.append((label, spread(each, "per_s"), spread(each, "us", digits=2), f"{ratio:.1f}"))
+        rows.append(
+            (
+                label,
+                spread(each, "per_s"),
+                spread(each, "us", digits=2),
+                spread(each, "trade_us", digits=3),
+                spread(each, "ticks_ms", digits=1),
+                f"{ratio:.1f}",
+            )
+        )
     table(
         f"Trades in memory to bars, 500 symbols, {count:,} trades",
-        ("", "trades/s", "CPU us/trade", "CPU against klagg's columns at as many intervals"),
+        (
+            *("", "trades/s", "CPU us/trade", "us/trade without ticks", "ticks, ms"),
+            "CPU against klagg's columns at as many intervals",
+        ),
         rows,
     )
     part.finish()

@@ -49,9 +49,6 @@ BROKEN: Final = -4
 SUM_MAX: Final = 1 << 61
 """Of one run, and of what may be pending before the next: together they stay below 2^63."""
 
-RAW_TRADES_MAX: Final = 1 << 40
-"""Raw trades in one aggregate. No market makes so many in a year."""
-
 UNKNOWN: Final = -2
 """The next id of a symbol whose state has not been asked, or may have changed since."""
 
@@ -149,28 +146,38 @@ class TradeRuns:
     earliest_ms: int
     """Of all trades of the burst, in these runs or not."""
     latest_ms: int
+    bound: float
+    """No sum over the burst is larger."""
+    trades_count: int
+    """How many trades the runs hold."""
 
     def __len__(self) -> int:
-        return self.runs.shape[1]
+        return len(self.runs[0])
 
-    @property
-    def trades_count(self) -> int:
-        """How many trades the runs hold."""
-        count: np.int64 = (self.runs[END] - self.runs[START]).sum()
-        return int(count)
+    def all_within(self, open_ms: int, end_ms: int) -> bool:
+        """Whether all trades of the burst were made from `open_ms` to before `end_ms`."""
+        return open_ms <= self.earliest_ms and self.latest_ms < end_ms
 
     def within(self, open_ms: int, end_ms: int) -> Booleans:
-        """Return for each run whether all of its trades were made from `open_ms` to `end_ms`."""
-        if open_ms <= self.earliest_ms and self.latest_ms < end_ms:
-            return np.ones(len(self), np.bool_)
+        """Return for each run whether all of its trades were made in that time."""
         times = self.table[TIME_MS]
         inside = (times >= open_ms) & (times < end_ms)
         return np.array([inside[start:end].all() for start, end in self.runs[START:].T], np.bool_)
 
-    def part(self, chosen: slice | Booleans) -> TradeRuns:
+    def part(self, chosen: Booleans) -> TradeRuns:
         """Return some of the runs, over the same table."""
+        runs = self.runs[:, chosen]
+        count: np.int64 = (runs[END] - runs[START]).sum()
+        return self._with(runs, int(count))
+
+    def cut(self, start: int, end: int) -> TradeRuns:
+        """Return the runs from one to before another."""
+        runs = self.runs[:, start:end]
+        return self._with(runs, int(runs[END, -1] - runs[START, 0]) if start < end else 0)
+
+    def _with(self, runs: Integers, count: int) -> TradeRuns:
         return TradeRuns(
-            self.units, self.table, self.runs[:, chosen], self.earliest_ms, self.latest_ms
+            *(self.units, self.table, runs, self.earliest_ms, self.latest_ms, self.bound, count)
         )
 
     def trades_of(self, run: int) -> list[ColumnTrade]:
@@ -189,10 +196,14 @@ def group(columns: TradeColumns, rank: npt.NDArray[np.int16] | None = None) -> T
     which = which.take(order)
     table = columns.table.take(order, axis=1)
     price, quantity, taker, ids = table[PRICE], table[QUANTITY], table[TAKER], table[ID]
-    # In floats, since the product itself might overflow; the margin outweighs their rounding.
-    if not np.dot(price.astype(np.float64), quantity.astype(np.float64)) < SUM_MAX:
-        return None
     size = len(which)
+    # In floats, since a product itself might overflow; the margin outweighs their rounding. Prices
+    # are at least 1, so the volume is no more than the quote volume.
+    bound = float(np.dot(price.astype(np.float64), quantity.astype(np.float64)))
+    raw_trades = int((table[LAST_ID] - table[FIRST_ID]).max()) + 1
+    bound = max(bound, float(raw_trades) * size)
+    if bound > SUM_MAX:
+        return None
     parts = np.empty((7, size), np.int64)
     parts[VOLUME] = quantity
     np.multiply(price, quantity, out=parts[QUOTE_VOLUME])
@@ -200,8 +211,6 @@ def group(columns: TradeColumns, rank: npt.NDArray[np.int16] | None = None) -> T
     np.multiply(parts[:COUNT], taker, out=parts[TAKER_VOLUME:HIGH])
     parts[HIGH] = price
     np.negative(price, out=parts[LOW_NEGATED])
-    if parts[COUNT].max() >= RAW_TRADES_MAX:
-        return None
     begins = np.empty(size, np.bool_)
     begins[0] = True
     np.not_equal(which[1:], which[:-1], out=begins[1:])
@@ -220,7 +229,7 @@ def group(columns: TradeColumns, rank: npt.NDArray[np.int16] | None = None) -> T
     if not begins.all():
         runs[CONTINUES, ~np.logical_and.reduceat(begins, starts)] = BROKEN
     times = table[TIME_MS]
-    return TradeRuns(columns.units, table, runs, int(times.min()), int(times.max()))
+    return TradeRuns(columns.units, table, runs, int(times.min()), int(times.max()), bound, size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,8 +259,8 @@ class ShardSplit:
         # Those of no shard come first, then those of each shard.
         starts = self._shards[runs.runs[WHICH]].searchsorted(self._bounds).tolist()
         return Parts(
-            [runs.part(slice(*span)) for span in pairwise(starts)],
-            runs.part(slice(starts[0])).trades_count if starts[0] else 0,
+            [runs.cut(start, end) for start, end in pairwise(starts)],
+            runs.cut(0, starts[0]).trades_count,
         )
 
 
@@ -283,11 +292,16 @@ class PendingMinute:
         self.units = units
         self.next_id = np.full(size, UNKNOWN, np.int64)
         """By symbol: the id that continues, UNKNOWN or NEVER. The shard keeps it true."""
-        self.full = False
-        """A sum has grown so large that the bars must be brought up to date."""
+        self._bound = 0.0
+        """No sum that is pending is larger."""
         self._table = np.zeros((CONTINUES, size), np.int64)
         """The first twelve rows of a table of runs, a column for each symbol."""
         self._table[LOW_NEGATED] = _NO_LOW
+
+    @property
+    def full(self) -> bool:
+        """Whether sums may have grown so large that the bars must be brought up to date."""
+        return self._bound > SUM_MAX
 
     def add(self, runs: TradeRuns) -> None:
         """Add runs that continue their symbols' ids within the running minute."""
@@ -301,7 +315,7 @@ class PendingMinute:
         np.copyto(pending[OPEN:], added[OPEN:CONTINUES], where=fresh)
         self._table[:, which] = pending
         self.next_id[which] = added[LAST] + 1
-        self.full = self.full or bool(pending[:HIGH].max(initial=0) > SUM_MAX)
+        self._bound += runs.bound
 
     def take(self, symbols: Sequence[str] | None = None) -> Iterator[Addition]:
         """Take out what is pending, of these symbols or of all; forget what their next ids are."""
@@ -309,7 +323,7 @@ class PendingMinute:
         if symbols is None:
             chosen = table[COUNT].nonzero()[0]
             self.next_id.fill(UNKNOWN)
-            self.full = False
+            self._bound = 0.0
         else:
             index = self.units.index
             chosen = np.array([index[each] for each in symbols if each in index], np.int64)

@@ -386,8 +386,10 @@ class Shard:
 
     def _go_on(self, pending: PendingMinute, runs: TradeRuns) -> Booleans:
         """Return which runs continue their symbols' ids within the running minute."""
-        going_on: Booleans = runs.runs[CONTINUES] == pending.next_id[runs.runs[WHICH]]
-        going_on &= runs.within(self.minute_ms, self.minute_ms + MINUTE_MS)
+        table, minute_ms = runs.runs, self.minute_ms
+        going_on: Booleans = table[CONTINUES] == pending.next_id.take(table[WHICH])
+        if not runs.all_within(minute_ms, minute_ms + MINUTE_MS):
+            going_on &= runs.within(minute_ms, minute_ms + MINUTE_MS)
         return going_on
 
     def _ask_next_ids(self, pending: PendingMinute, runs: TradeRuns) -> None:

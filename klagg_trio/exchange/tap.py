@@ -32,8 +32,8 @@ import trio
 
 from klagg_trio.exchange.frames import Frames, Positions
 
-CHUNK_BYTES: Final = 256 * 1024
-"""Asked for at a time: some 1,200 frames, 1 ms of decoding."""
+CHUNK_BYTES: Final = 512 * 1024
+"""Asked for at a time: some 2,500 frames, 1.5 ms from their bytes to their bars."""
 
 MANY_BYTES: Final = 8 * 1024
 """In a chunk of so many, frames are found all at once: that has a price of its own."""

@@ -125,14 +125,14 @@ def test_a_rank_orders_the_runs():
     runs = group(columns_of(trades), np.array([2, 0, 1], np.int16))
     assert [runs.units.symbols[n] for n in runs.runs[c.WHICH]] == ["BUSDT", "CUSDT", "AUSDT"]
     assert [[each.id for each in runs.trades_of(n)] for n in range(3)] == [[1, 2, 3]] * 3
-    part = runs.part(slice(1, 3))
+    part = runs.cut(1, 3)
     assert [each.symbol for each in part.trades_of(1)] == ["AUSDT"] * 3
     assert (len(part), part.trades_count) == (2, 6)
 
 
 @pytest.mark.parametrize(
     ("row", "number"),
-    [(c.PRICE, 1 << 52), (c.QUANTITY, 1 << 50), (c.LAST_ID, 1 << 41)],
+    [(c.PRICE, 1 << 52), (c.QUANTITY, 1 << 50), (c.LAST_ID, 1 << 61)],
     ids=["price", "quantity", "raw trades"],
 )
 def test_what_may_not_fit_is_not_added_up(row, number):
