@@ -94,7 +94,7 @@ def job() -> Job:
     parse.add_argument("--untimed", action="store_true")
     parse.add_argument("--json", action="store_true")
     parse.add_argument("--intervals", type=int, default=15)
-    parse.add_argument("--read-pause-ms", type=int, default=10)
+    parse.add_argument("--read-pause-ms", type=int, default=None)
     options = parse.parse_args()
     source = capture(
         options.symbols, options.trades, rate_per_s=options.market_rate, start_ms=options.start_ms

@@ -8,6 +8,7 @@ one, in the same inboxes.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from decimal import Decimal
 
@@ -91,9 +92,10 @@ async def run(task: Job) -> None:
         ws_url=task.url,
         intervals=names,
         symbols_per_connection=1_000,
-        read_pause_ms=task.options.read_pause_ms,
         silence_limit_s=60.0,
     )
+    if task.options.read_pause_ms is not None:
+        settings = dataclasses.replace(settings, read_pause_ms=task.options.read_pause_ms)
     shards = [Shard(select(names), cut_ms) for _ in range(settings.shards)]
     for seed in seeds(task, cut_ms, names):
         shards[cmd.shard_of(seed.symbol, settings.shards)].load(seed)
