@@ -1,6 +1,6 @@
 """An hour of trading of a whole market in one process without sleeping: what stays in memory.
 
-Frames as they come from a socket go through decode_trades, Router, workers, Writer and Database;
+Frames as they come from a socket go through decoder, Router, workers, Writer and Database;
 running bars and the start snapshot are written as often as in life. The modules of `klagg run` are
 all loaded, the dashboard's too. Only the network is missing.
 """
@@ -14,6 +14,7 @@ import json
 from pathlib import Path
 
 import trio
+import trio.testing
 
 from bench.contenders import Job
 from bench.contenders.klagg import seeds
@@ -21,7 +22,8 @@ from bench.market import START_MS, capture, instruments, payload, trades
 from klagg_trio import cmd
 from klagg_trio.core.intervals import INTERVALS, MINUTE_MS, select
 from klagg_trio.core.shard import Shard
-from klagg_trio.exchange import wire
+from klagg_trio.exchange.bursts import TradeDecoder
+from klagg_trio.exchange.frames import Frames
 from klagg_trio.feed import Router
 from klagg_trio.store.database import Database
 from klagg_trio.store.thread import one_thread
@@ -60,19 +62,36 @@ async def run(options: argparse.Namespace) -> None:
         shard.feed_live(list(shard.states), cut_ms)
     inboxes = [trio.open_memory_channel[cmd.Message](1024) for _ in shards]
     to_writer, writer_end = trio.open_memory_channel[cmd.Record](256)
+    thread, busy = one_thread(), 0
+
+    async def run_in_thread(*arguments):
+        nonlocal busy
+        busy += 1
+        try:
+            return await thread(*arguments)
+        finally:
+            busy -= 1
+
+    async def rest() -> None:
+        """Wait until all that was sent is on disk: in life there is nothing for five seconds."""
+        await trio.testing.wait_all_tasks_blocked()
+        while busy or writer.statistics().queue:  # noqa: ASYNC110
+            await trio.sleep(0.001)
+
     writer = Writer(
         writer_end,
         database,
         shards=SHARDS,
         snapshot_path=folder / "initial_state.cbor",
         intervals=names,
-        run_in_thread=one_thread(),
+        run_in_thread=run_in_thread,
     )
     router = Router([send for send, _ in inboxes])
     for symbol in source.symbols:
         router.know(symbol)
     made = instruments(options.symbols)
     drawn = trades(made, rate_per_s=rate)
+    decoder = TradeDecoder()
     sizes: list[float] = []
 
     async def send(*messages: cmd.Message) -> None:
@@ -100,15 +119,21 @@ async def run(options: argparse.Namespace) -> None:
             for step in range(REPORTS_A_MINUTE):
                 some = part[step * size : (step + 1) * size]
                 for at in range(0, len(some), 100):
-                    frames = [payload(made, trade).encode() for trade in some[at : at + 100]]
-                    await router.send_trades(wire.decode_trades(frames).trades)
+                    frames = Frames.of(
+                        payload(made, trade).encode() for trade in some[at : at + 100]
+                    )
+                    decoded = decoder.decode(frames)
+                    if decoded.columns is None:
+                        await router.send_trades(decoded.trades)
+                    else:
+                        await router.send_columns(decoded.columns)
                 await send(cmd.ReportOpenBars())
-                await trio.lowlevel.checkpoint()
+                await rest()
             await send(cmd.Tick(minute_ms))
             if minute % SNAPSHOT_MINUTES == 0:
                 await send(cmd.ReportSeeds())
-            while writer.statistics().committed_minute_ms < minute_ms:  # noqa: ASYNC110
-                await trio.sleep(0.002)
+            await rest()
+            assert writer.statistics().committed_minute_ms == minute_ms
             sizes.append(resident_mib())
         for inbox, _ in inboxes:
             await inbox.aclose()

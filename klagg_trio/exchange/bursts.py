@@ -143,10 +143,10 @@ class TradeDecoder:
         Never raises: what is no good is counted, with the reason.
         """
         if len(frames) < BURST_MIN:
-            return wire.decode_trades(list(frames))
+            return wire.decode_trades(frames)
         if self._skip:
             self._skip -= 1
-            return wire.decode_trades(list(frames))
+            return wire.decode_trades(frames)
         if self._tables is not None:
             decoded = _decode_burst(frames, self._tables, self._form)
             if decoded is not None:

@@ -6,20 +6,14 @@ Numbers come from outside and become Decimals, and Decimal takes more than the e
 "NaN", "1_000", "1e999", " 5", digits of any script, ten thousand of them. So the *text* of each
 number must be plain (`PLAIN`) before a value made from it is used.
 
-Looking at each number would double the cost of a trade. `decode_trades` looks at *shapes* instead:
-the shape of a frame is its bytes with every digit turned into 0. Two frames of one shape differ in
-nothing but the values of digits, so if one has been looked at closely and found good, then so are
-the other's names, keys, nesting and number texts; what is left to test is what depends on values.
-Shapes that were found good are kept in `_good_shapes`, at most `SHAPES_MAX`. A chunk whose shapes
-are all good, which soon is nearly every chunk, is decoded by one call, and a newline between the
-frames cannot hide a broken frame: each line has been seen to be one whole object.
+This is the codec for whatever may come. Trades in the exchange's own form, by the dozen, are read
+by `bursts.py`, which leaves all others to `decode_trades`.
 
 Everything raised here for what the exchange sent is RemoteError.
 """
 
 from __future__ import annotations
 
-import operator
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -41,9 +35,6 @@ NUMBER_LENGTH_MAX: Final = 40
 SYMBOL_LENGTH_MAX: Final = 40
 """The longest symbol seen has 17 characters."""
 
-SHAPES_MAX: Final = 32_768
-"""500 symbols have some 9,000 shapes of 250 bytes; a full set is emptied and learnt anew."""
-
 TIME_MS_MAX: Final = 2**53 - 1
 """The largest integer that JSON carries safely everywhere."""
 
@@ -57,7 +48,6 @@ Count = Annotated[int, msgspec.Meta(ge=0, le=TIME_MS_MAX)]
 _MALFORMED: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 """What msgspec raises for bytes that are not what they should be."""
 
-_ZEROED: Final = bytes.maketrans(b"123456789", b"000000000")
 _ASCII_LOWER: Final = {code: code + 32 for code in range(ord("A"), ord("Z") + 1)}
 
 T = TypeVar("T")
@@ -133,91 +123,23 @@ class _StreamName(msgspec.Struct, gc=False):
 _trade_decoder = msgspec.json.Decoder(_TradeEnvelope)
 _text_decoder = msgspec.json.Decoder(_TextEnvelope)
 _stream_decoder = msgspec.json.Decoder(_StreamName)
-_good_shapes: set[bytes] = set()
-
-_price = operator.attrgetter("price")
-_quantity = operator.attrgetter("quantity")
-_first_id = operator.attrgetter("first_id")
-_last_id = operator.attrgetter("last_id")
 
 
-def decode_trades(frames: Sequence[bytes]) -> Decoded:
-    """Decode the frames of one chunk. Never raises: what is no good is counted, with the reason."""
-    joined = b"\n".join(frames)
-    shapes = joined.translate(_ZEROED).split(b"\n")
-    if len(shapes) == len(frames) and _good_shapes.issuperset(shapes):
-        trades = _decode_good(joined)
-        if trades is not None:
-            return Decoded(trades, event_ms=trades[-1].event_ms if trades else 0)
-    decoded = _decode_mixed(frames)
-    if decoded.trades:
-        decoded.event_ms = decoded.trades[-1].event_ms
-    return decoded
-
-
-def _decode_good(lines: bytes) -> list[AggTrade] | None:
-    """Decode frames whose shapes are all good; None where the value of a number is not."""
-    try:
-        trades = [envelope.data for envelope in _trade_decoder.decode_lines(lines)]
-    except _MALFORMED:
-        return None
-    # A good shape has no sign, so whatever is not zero is above it.
-    good = (
-        all(map(_price, trades))
-        and all(map(_quantity, trades))
-        and all(map(operator.le, map(_first_id, trades), map(_last_id, trades)))
-    )
-    return trades if good else None
-
-
-def _decode_mixed(frames: Iterable[bytes]) -> Decoded:
-    """Sort out what is no trade or no good, learn new shapes, decode the rest."""
+def decode_trades(frames: Iterable[bytes]) -> Decoded:
+    """Decode frames one by one. Never raises: what is no good is counted, with the reason."""
     decoded = Decoded()
-    kept: list[bytes] = []
     for frame in frames:
-        if _is_known(frame):
-            kept.append(frame)
-            continue
         if not is_trade(frame):
             decoded.others.append(frame)
             continue
-        try:
-            _decode_closely(frame)
-        except RemoteError as error:
-            decoded.rejected += 1
-            decoded.error = str(error)
-        else:
-            kept.append(frame)
-            _learn(frame)
-    if all(map(_is_known, kept)):
-        trades = _decode_good(b"\n".join(kept))
-        if trades is not None:
-            decoded.trades = trades
-            return decoded
-    for frame in kept:
         try:
             decoded.trades.append(_decode_closely(frame))
         except RemoteError as error:
             decoded.rejected += 1
             decoded.error = str(error)
+    if decoded.trades:
+        decoded.event_ms = decoded.trades[-1].event_ms
     return decoded
-
-
-def _is_known(frame: bytes) -> bool:
-    return frame.translate(_ZEROED) in _good_shapes
-
-
-def _learn(frame: bytes) -> None:
-    """Keep the shape of a good frame.
-
-    Not where digits mean more than their value: after a backslash they are a character, and a
-    newline would be taken for the end of the frame.
-    """
-    if b"\\" in frame or b"\n" in frame:
-        return
-    if len(_good_shapes) >= SHAPES_MAX:
-        _good_shapes.clear()
-    _good_shapes.add(frame.translate(_ZEROED))
 
 
 def is_trade(frame: bytes) -> bool:

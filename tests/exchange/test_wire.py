@@ -41,12 +41,6 @@ NOT_PLAIN = (
 )
 
 
-@pytest.fixture(autouse=True)
-def _nothing_learnt():
-    """Begin without known shapes."""
-    wire._good_shapes.clear()
-
-
 def frame(stream="btcusdt@aggTrade", **changes):
     """Return a trade frame with some fields changed; None leaves a field out."""
     data = {name: value for name, value in (TRADE | changes).items() if value is not None}
@@ -114,7 +108,7 @@ def test_the_market_is_told():
 
 
 def test_symbols_in_any_script_are_decoded():
-    """Names that are not ASCII work, the first time and once their shape is known."""
+    """Names that are not ASCII work."""
     frames = [frame("币安人生usdt@aggTrade", s="币安人生USDT", a=each) for each in range(3)]
     for _ in range(2):
         decoded = wire.decode_trades(frames)
@@ -123,12 +117,9 @@ def test_symbols_in_any_script_are_decoded():
 
 @pytest.mark.parametrize("field", ["p", "q"])
 @pytest.mark.parametrize("text", NOT_PLAIN)
-@pytest.mark.parametrize("learnt", [False, True])
-def test_numbers_that_are_not_plain_are_rejected(field, text, learnt):
+def test_numbers_that_are_not_plain_are_rejected(field, text):
     """Whatever else Decimal would take for a number is rejected and counted, its neighbours not."""
     good = [frame(a=1), frame(a=2, q="7")]
-    if learnt:
-        wire.decode_trades(good)
     decoded = wire.decode_trades([good[0], frame(**{field: text}), good[1]])
     assert [trade.id for trade in decoded.trades] == [1, 2]
     assert decoded.rejected == 1
@@ -163,12 +154,9 @@ def test_numbers_that_are_not_plain_are_rejected(field, text, learnt):
         {"T": "1791382992338"},
     ],
 )
-@pytest.mark.parametrize("learnt", [False, True])
-def test_values_that_cannot_be_are_rejected(changes, learnt):
+def test_values_that_cannot_be_are_rejected(changes):
     """Zero prices, impossible ids, times and names are rejected and counted, neighbours are not."""
     good = [frame(a=1), frame(a=2)]
-    if learnt:
-        wire.decode_trades([*good, frame(p="99999.99", q="0.999")])
     decoded = wire.decode_trades([good[0], frame(**changes), good[1]])
     assert [trade.id for trade in decoded.trades] == [1, 2]
     assert decoded.rejected == 1
@@ -188,7 +176,6 @@ def test_other_frames_are_set_apart_in_order():
 def test_a_truncated_trade_is_rejected_alone():
     """Each way to cut a trade frame short costs that frame and none beside it."""
     whole = frame(a=5)
-    wire.decode_trades([whole])
     for end in range(whole.index(b'"data"'), len(whole)):
         decoded = wire.decode_trades([frame(a=1), whole[:end], frame(a=2)])
         assert [trade.id for trade in decoded.trades] == [1, 2]
@@ -198,7 +185,6 @@ def test_a_truncated_trade_is_rejected_alone():
 def test_frames_do_not_complete_each_other():
     """Two halves of a trade in two frames are no trade; two trades in one frame are none either."""
     whole = frame(a=5)
-    wire.decode_trades([whole])
     decoded = wire.decode_trades([whole[:80], whole[80:]])
     assert not decoded.trades
     decoded = wire.decode_trades([whole + b"\n" + whole])
@@ -208,8 +194,8 @@ def test_frames_do_not_complete_each_other():
     assert not decoded.trades
 
 
-def test_a_known_shape_vouches_for_no_escapes():
-    """Digits of an escape are a character: a learnt one does not let another one through."""
+def test_escapes_are_read():
+    """Digits of an escape are a character, and judged as that."""
     escaped = frame().replace(b'"p":"83091.70"', b'"p":"\\u0038.70"')
     decoded = wire.decode_trades([escaped])
     assert decoded.trades[0].price == Decimal("8.70")
@@ -223,72 +209,6 @@ def test_spaced_frames_are_decoded():
     for _ in range(2):
         decoded = wire.decode_trades([spaced, frame()])
         assert len(decoded.trades) == 2
-
-
-def test_known_shapes_are_bounded(monkeypatch):
-    """However many shapes there are, memory is bounded and every trade is decoded."""
-    monkeypatch.setattr(wire, "SHAPES_MAX", 8)
-    frames = [frame(s="X" * length, a=length) for length in range(1, 31)]
-    decoded = wire.decode_trades(frames)
-    assert [trade.id for trade in decoded.trades] == list(range(1, 31))
-    assert len(wire._good_shapes) <= 8
-
-
-plain_or_not = st.one_of(
-    st.decimals(min_value="0", max_value="1e12", places=3).map(lambda d: f"{d:f}"),
-    st.from_regex(r"[0-9]{1,12}(\.[0-9]{1,12})?", fullmatch=True),
-    st.sampled_from(NOT_PLAIN),
-    st.text(max_size=8),
-)
-
-
-@given(
-    st.lists(
-        st.tuples(
-            plain_or_not,
-            plain_or_not,
-            st.integers(-2, 2**64),
-            st.integers(-2, 2**64),
-            st.integers(-2, 2**54),
-            st.sampled_from(["BTCUSDT", "币安USDT", "1000PEPEUSDT"]),
-        ),
-        max_size=12,
-    )
-)
-def test_a_chunk_is_judged_as_frame_by_frame(rows):
-    """The fast way accepts exactly what a close look at every single frame accepts."""
-    frames = [frame(p=p, q=q, a=a, f=f, l=f + 1, T=t, s=s) for p, q, a, f, t, s in rows]
-    alone = []
-    for each in frames:
-        with contextlib.suppress(RemoteError):
-            alone.append(wire._decode_closely(each))
-    for _ in range(2):  # the second time with all shapes known
-        decoded = wire.decode_trades(frames)
-        assert decoded.trades == alone
-        assert len(decoded.trades) + decoded.rejected == len(frames)
-    for trade in alone:
-        assert trade.price > 0
-        assert trade.quantity > 0
-        assert 0 < trade.time_ms < 2**53
-
-
-@given(st.lists(st.tuples(st.integers(0, 200), st.integers(0, 255)), min_size=1, max_size=9))
-def test_a_damaged_frame_is_judged_by_itself(damage):
-    """A frame with altered bytes is accepted in a chunk only as it would be accepted alone."""
-    whole = frame(a=5)
-    wire.decode_trades([whole])
-    frames = [whole]
-    for position, byte in damage:
-        altered = bytearray(frames[-1])
-        altered[position % len(altered)] = byte
-        frames.append(bytes(altered))
-    alone = []
-    for each in frames:
-        with contextlib.suppress(RemoteError):
-            alone.append(wire._decode_closely(each))
-    trades = wire.decode_trades(frames).trades
-    assert [trade for trade in alone if trade not in trades] == []
-    assert [trade for trade in trades if trade not in alone] == []
 
 
 @given(st.lists(st.binary(max_size=60)))
