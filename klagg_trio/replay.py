@@ -195,9 +195,10 @@ class Recording:
         """Keep the bars that one message sealed or changed, and which minutes are suspect."""
         if facts is None:
             return
-        for _, interval, bar in (*facts.sealed, *facts.restated):
-            self._bars[interval][bar.open_ms] = bar
-            if interval == MINUTE.name:
+        for fact in (*facts.sealed, *facts.restated):
+            bar = fact.bar
+            self._bars[fact.interval][bar.open_ms] = bar
+            if fact.interval == MINUTE.name:
                 (self._suspects.add if bar.source == Source.SUSPECT else self._suspects.discard)(
                     bar.open_ms
                 )
@@ -209,9 +210,9 @@ class Recording:
     def finish(self) -> None:
         """Seal the last minute, add the longer bars that are open, and set every bar's source."""
         self._take(self._shard.tick(self._shard.minute_ms + MINUTE_MS))
-        for _, interval, bar in self._shard.open_bars():
-            if bar.open_ms < self._shard.minute_ms:
-                self._bars[interval][bar.open_ms] = bar
+        for fact in self._shard.open_bars():
+            if fact.bar.open_ms < self._shard.minute_ms:
+                self._bars[fact.interval][fact.bar.open_ms] = fact.bar
         suspects = sorted(self._suspects)
         for bars in self._bars.values():
             for open_ms, bar in bars.items():

@@ -10,10 +10,10 @@ import itertools
 import math
 import random
 import tempfile
-from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 
+import msgspec
 import pytest
 import trio
 import trio.testing
@@ -381,7 +381,11 @@ def test_checked_refuses_a_hole():
         with pytest.raises(RemoteError, match="missing"):
             checked(holed, request, long_ago_ms)
     with pytest.raises(RemoteError, match="wrong close time"):
-        checked([*whole[:9], replace(whole[9], end_ms=10 * MINUTE_MS - 1)], request, long_ago_ms)
+        checked(
+            [*whole[:9], msgspec.structs.replace(whole[9], end_ms=10 * MINUTE_MS - 1)],
+            request,
+            long_ago_ms,
+        )
 
 
 def test_checked_lets_a_young_symbol_begin_late():
@@ -407,7 +411,7 @@ def test_roller_traps_a_sum_that_would_be_rounded():
     roller = Roller([INTERVALS["3m"]], 0)
     parts = minutes_of(0, 2)
     parts = [
-        replace(part, count=1, volume=Decimal(volume))
+        msgspec.structs.replace(part, count=1, volume=Decimal(volume))
         for part, volume in zip(parts, ("1e120", "1e-120"), strict=True)
     ]
     with pytest.raises(decimal.Inexact):

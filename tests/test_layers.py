@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "klagg_trio"
 
 PURE = {
     *("__future__", "collections", "copy", "dataclasses", "decimal", "enum", "itertools", "typing"),
-    "numpy",
+    *("msgspec", "numpy"),
 }
 """All that `core` may use besides itself: no I/O, no clock, no chance, no log."""
 

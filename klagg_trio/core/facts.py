@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import msgspec
+
 from klagg_trio.core.bar import Bar
 
 
-class BarFact(NamedTuple):
+class BarFact(msgspec.Struct, frozen=True, gc=False):
     """One bar of one symbol and interval. The bar is not changed after it is handed out."""
 
     symbol: str

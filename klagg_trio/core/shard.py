@@ -49,6 +49,8 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Final
 
+import msgspec
+
 from klagg_trio.core.bar import EXACT, Bar, Source, combined_source, newborn
 from klagg_trio.core.columns import (
     CONTINUES,
@@ -123,8 +125,7 @@ class _Gap:
         return MINUTE.floor(self.from_ms), MINUTE.floor(self.to_ms)
 
 
-@dataclass(slots=True)
-class _Longer:
+class _Longer(msgspec.Struct, gc=False):
     """The running bar of one interval longer than a minute, and the one sealed before it."""
 
     interval: Interval

@@ -230,11 +230,13 @@ class Database:
         recent: list[Row] = []
         opens: set[tuple[int, int, int]] = set()
         ids, folded = self._ids, self._folded
-        for symbol, interval, bar in facts:
-            number = ids.get(symbol)
+        for fact in facts:
+            bar = fact.bar
+            number = ids.get(fact.symbol)
             if number is None:
-                number = self._put_symbol(Listing(symbol, 0, NEVER_MS, THREE_DAY_PHASE_MS), "")
-            code = INTERVAL_CODES[interval]
+                listing = Listing(fact.symbol, 0, NEVER_MS, THREE_DAY_PHASE_MS)
+                number = self._put_symbol(listing, "")
+            code = INTERVAL_CODES[fact.interval]
             if bar.end_ms > folded[number]:
                 recent.append(_row(number, code, bar))
                 opens.add((code, bar.open_ms, bar.end_ms))
@@ -275,11 +277,12 @@ class Database:
         """Store the running bars that changed since they were last stored."""
         rows = []
         written = self._open_written
-        for symbol, interval, bar in facts:
-            number = self._ids.get(symbol)
+        for fact in facts:
+            bar = fact.bar
+            number = self._ids.get(fact.symbol)
             if number is None:
                 continue  # a symbol that ended while the report was under way
-            code = INTERVAL_CODES[interval]
+            code = INTERVAL_CODES[fact.interval]
             state = (bar.open_ms, bar.count, bar.close, bar.volume, bar.source)
             if written.get((number, code)) != state:
                 written[number, code] = state
@@ -660,9 +663,9 @@ def _last_of_each(facts: Sequence[BarFact]) -> Iterable[BarFact]:
 def _minutes_touched(facts: Facts) -> dict[str, set[int]]:
     """Return the stored minutes that facts change, by symbol."""
     touched: dict[str, set[int]] = {}
-    for symbol, interval, bar in facts.restated:
-        if interval == MINUTE.name:
-            touched.setdefault(symbol, set()).add(bar.open_ms)
+    for fact in facts.restated:
+        if fact.interval == MINUTE.name:
+            touched.setdefault(fact.symbol, set()).add(fact.bar.open_ms)
     for span in (*facts.doubted, *facts.proven):
         minutes = range(span.first_ms, span.last_ms + MINUTE_MS, MINUTE_MS)
         touched.setdefault(span.symbol, set()).update(minutes)

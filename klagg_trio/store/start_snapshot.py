@@ -18,7 +18,6 @@ Equal states give equal bytes: 1.50 is written as 1.5.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
 import itertools
 import operator
@@ -210,7 +209,7 @@ class _Columns:
     source: list[Source]
 
 
-_BAR_FIELDS: Final = tuple(field.name for field in dataclasses.fields(Bar))
+_BAR_FIELDS: Final = Bar.__struct_fields__
 _SEED_FIELDS: Final = (
     "symbol",
     "onboard_ms",

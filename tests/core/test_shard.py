@@ -75,7 +75,7 @@ def test_longer_bars_are_sealed_with_their_last_minute_and_open_with_the_next():
     facts = desk.tick(5)
     assert [fact.interval for fact in facts.sealed] == ["1m", "5m"]
     assert desk.row(0, "5m").nine == nine(some, 0)
-    open_five = next(bar for _, name, bar in desk.shard.open_bars() if name == "5m")
+    open_five = next(f.bar for f in desk.shard.open_bars() if f.interval == "5m")
     assert (open_five.open_ms, open_five.count) == (ms(5), 0)
     assert open_five.close == Decimal("100.05")
 
@@ -152,7 +152,7 @@ def test_a_late_trade_restates_its_sealed_minute_and_all_that_holds_it(late):
     assert desk.row(2).nine == nine([overtaken, last], 0)
     assert desk.row(0, "3m").nine == nine([first, overtaken, last], 0)
     assert desk.sources() == "tft" + "f" * (late - 1)
-    five = next(bar for _, name, bar in desk.shard.open_bars() if name == "5m")
+    five = next(f.bar for f in desk.shard.open_bars() if f.interval == "5m")
     if late < 3:
         assert five.count == 3
     else:

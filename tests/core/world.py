@@ -333,7 +333,8 @@ class World:
     def wrong_open_bars(self) -> list[str]:
         """Return every running bar that is not what the exchange would show of sealed minutes."""
         wrong = []
-        for symbol, interval, bar in self.shard.open_bars():
+        for fact in self.shard.open_bars():
+            symbol, interval, bar = fact.symbol, fact.interval, fact.bar
             row = self.markets[symbol].official(bar.open_ms, bar.end_ms)
             if (row[4:] if row.count else row) != _whole(bar)[4 if row.count else 0 :]:
                 wrong.append(f"{symbol} {interval}: {_whole(bar)} not {row}")

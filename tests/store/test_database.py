@@ -5,10 +5,10 @@ The model of the property test is a dictionary with the rules of the store's the
 
 import os
 import sqlite3
-from dataclasses import replace
 from decimal import Decimal
 from types import SimpleNamespace
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -459,7 +459,7 @@ def test_commit_that_fails_changes_nothing(database):
     """All of a commit is stored, or none of it; it can be repeated."""
     database.commit(MIDNIGHT_MS, [listing()])
     broken = fact(1)
-    broken = BarFact("NEWUSDT", "1m", replace(broken.bar, low=Decimal("NaN")))
+    broken = BarFact("NEWUSDT", "1m", msgspec.structs.replace(broken.bar, low=Decimal("NaN")))
     with pytest.raises(sqlite3.IntegrityError):
         database.commit(MIDNIGHT_MS + MINUTE_MS, [sealed(fact(0), broken)])
     assert rows(database) == []
@@ -485,7 +485,7 @@ def test_full_disk_is_a_store_error(database):
 @pytest.mark.parametrize("value", ["Infinity", "-1"])
 def test_impossible_numbers_are_refused(database, value):
     """No infinity and no negative volume can be stored."""
-    wrong = BarFact("AUSDT", "1m", replace(bar(0), volume=Decimal(value)))
+    wrong = BarFact("AUSDT", "1m", msgspec.structs.replace(bar(0), volume=Decimal(value)))
     with pytest.raises(sqlite3.IntegrityError):
         database.commit(None, [listing(), sealed(wrong)])
 
