@@ -88,7 +88,7 @@ def test_open_bars_show_sealed_minutes_and_the_running_one():
     desk.tick(1)
     desk.trades(some[1])
     for _ in range(2):
-        minute, five = (bar for _, _, bar in desk.shard.open_bars())
+        minute, five = (fact.bar for fact in desk.shard.open_bars())
         assert minute.count == 1
         assert (five.count, five.open, five.close) == (2, Decimal("101"), Decimal("102"))
         assert five.source == Source.TRADES
@@ -98,10 +98,10 @@ def test_newborn_bars_are_those_that_open_with_the_minute():
     """After a tick: the 1m bar always, the 5m bar only where one begins."""
     desk = Desk("5m")
     desk.tick(1)
-    assert [name for _, name, _ in desk.shard.newborn_bars()] == ["1m"]
+    assert [fact.interval for fact in desk.shard.newborn_bars()] == ["1m"]
     desk.tick(5)
     desk.trades(trade(1, 5.1, 10_700))
-    born = {name: bar for _, name, bar in desk.shard.newborn_bars()}
+    born = {fact.interval: fact.bar for fact in desk.shard.newborn_bars()}
     assert set(born) == {"1m", "5m"}
     assert born["5m"].end_ms == ms(10)
     assert born["5m"].values() == born["1m"].values()
@@ -112,7 +112,7 @@ def test_open_bars_of_a_lost_feed_are_suspect():
     desk = Desk("5m")
     desk.trades(trade(1, 0.2))
     desk.lose(0.5)
-    assert {bar.source for _, _, bar in desk.shard.open_bars()} == {Source.SUSPECT}
+    assert {fact.bar.source for fact in desk.shard.open_bars()} == {Source.SUSPECT}
 
 
 # -- Trades out of line --------------------------------------------------------------------------
@@ -168,7 +168,7 @@ def test_a_late_trade_moves_the_flat_bars_after_it():
     assert desk.closes() == [12_000] * 3
     assert desk.closes("3m") == [12_000]
     assert desk.state.last_close == Decimal("120")
-    assert {bar.close for _, _, bar in desk.shard.open_bars()} == {Decimal("120")}
+    assert {fact.bar.close for fact in desk.shard.open_bars()} == {Decimal("120")}
     desk.tick(4)
     assert desk.row(3).nine == nine([], 12_000)
 
@@ -240,7 +240,7 @@ def test_a_symbol_listed_in_mid_minute_has_all_its_bars_at_once():
     desk = Desk("5m", "1h", "1d", "3d", "1w", "1M")
     desk.tick(7)
     add(desk, onboard=7.4)
-    open_bars = [b for name, _, b in desk.shard.open_bars() if name == "NEWUSDT"]
+    open_bars = [f.bar for f in desk.shard.open_bars() if f.symbol == "NEWUSDT"]
     assert len(open_bars) == 7
     assert {bar.close for bar in open_bars} == {Decimal("5")}
     assert all(bar.open_ms <= ms(7.4) < bar.end_ms for bar in open_bars)
@@ -270,7 +270,7 @@ def test_a_symbol_listed_days_ago_starts_now_and_owes_what_its_longer_bars_lack(
     state = desk.shard.states["NEWUSDT"]
     assert state.minute.open_ms == ms(90)
     assert list(state.suspects) == [(ms(0), ms(89))]
-    sources = {i: b.source for s, i, b in desk.shard.open_bars() if s == "NEWUSDT"}
+    sources = {f.interval: f.bar.source for f in desk.shard.open_bars() if f.symbol == "NEWUSDT"}
     assert sources["1h"] == sources["1d"] == Source.SUSPECT
 
 
@@ -365,7 +365,7 @@ def test_official_minutes_replace_suspect_ones_in_every_bar_that_holds_them():
         inside = [t for t in everything if t.time_ms < ms(minutes)]
         assert desk.row(0, name).nine == nine(inside, 0)
         assert desk.row(0, name).source == Source.TRADES
-    hour = next(bar for _, name, bar in desk.shard.open_bars() if name == "1h")
+    hour = next(f.bar for f in desk.shard.open_bars() if f.interval == "1h")
     assert hour.count == len(everything)
     assert hour.source == Source.TRADES
 
@@ -377,12 +377,12 @@ def test_an_official_minute_is_never_changed_again():
     desk.trades(first, trade(3, 1.5))
     desk.tick(2)
     desk.replace(official(0, first, late))
-    hour = next(bar for _, name, bar in desk.shard.open_bars() if name == "1h")
+    hour = next(f.bar for f in desk.shard.open_bars() if f.interval == "1h")
     assert hour.count == 3
     desk.trades(late)
     assert not desk.replace(official(0, first, late))
     assert desk.row(0).nine == nine([first, late], 0)
-    hour = next(bar for _, name, bar in desk.shard.open_bars() if name == "1h")
+    hour = next(f.bar for f in desk.shard.open_bars() if f.interval == "1h")
     assert hour.count == 3
     assert desk.shard.trades.late == 1
 
@@ -413,7 +413,7 @@ def test_an_audited_minute_is_replaced_with_the_help_of_what_is_stored():
     stored.source = Source.TRADES
     facts = desk.shard.replace_minutes(SYMBOL, [official(0, theirs)], [stored])
     assert facts.restated[0].interval == "1m"
-    hour = next(bar for _, name, bar in desk.shard.open_bars() if name == "1h")
+    hour = next(f.bar for f in desk.shard.open_bars() if f.interval == "1h")
     assert (hour.count, hour.close) == (1, Decimal("101.5"))
 
 

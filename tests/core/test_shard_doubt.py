@@ -406,7 +406,7 @@ def check_repaired(desk: Desk, some, minutes: int) -> None:
         for at in range(first_ms, last_ms + 1, MINUTE):
             desk.replace(official((at - ms(0)) // MINUTE, *some))
     assert "S" not in desk.sources()
-    hour = next(bar for _, name, bar in desk.shard.open_bars() if name == "1h")
+    hour = next(f.bar for f in desk.shard.open_bars() if f.interval == "1h")
     inside = [t for t in some if t.time_ms < ms(minutes)]
     assert (hour.count, hour.volume) == (len(inside), len(inside))
     assert desk.store.inexact == 0
