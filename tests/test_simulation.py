@@ -61,6 +61,13 @@ def test_same_seed_makes_the_same_database(results):
         assert result["digest"] == results[seed]["digest"], seed
 
 
+def test_bursts_end_as_well():
+    """The same where every chunk is taken for a burst: a simulated market is too quiet for one."""
+    results = simulate("--seeds", "200-239", "--columns")
+    assert [seed for seed, result in results.items() if not result["ok"]] == []
+    assert len(results) == 40
+
+
 def test_without_faults_only_the_start_is_suspect():
     """Where nothing goes wrong, nothing is doubted but the minute in which the feed came up."""
     for result in simulate("--seeds", "0-3", "--no-faults").values():
