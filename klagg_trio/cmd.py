@@ -13,7 +13,7 @@ from zlib import crc32
 
 from klagg_trio.core.bar import Bar
 from klagg_trio.core.columns import TradeRuns
-from klagg_trio.core.facts import BarFact, Facts
+from klagg_trio.core.facts import BarFact, Births, Facts
 from klagg_trio.core.seed import Seed
 from klagg_trio.core.trade import Trade
 
@@ -145,7 +145,9 @@ class Sealed:
     minute_ms: int
     facts: Facts
     open_bars: Sequence[BarFact] = ()
-    """The bars that open at `minute_ms`: saved with the sealed ones."""
+    """The 1m bars that open at `minute_ms`: saved with the sealed ones."""
+    births: Sequence[Births] = ()
+    """The longer bars that open then."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,8 @@ def apply(number: int, shard: Shard, message: cmd.Message) -> list[cmd.Record]:
             facts = shard.apply_runs(runs)
         case cmd.Tick(minute_ms):
             sealed = shard.tick(minute_ms)
-            return [cmd.Sealed(number, shard.minute_ms, sealed, shard.newborn_bars())]
+            born = shard.newborn_bars(), shard.births()
+            return [cmd.Sealed(number, shard.minute_ms, sealed, *born)]
         case cmd.FeedLive(symbols, since_ms):
             shard.feed_live(symbols, since_ms)
         case cmd.FeedLost(symbols, lost_ms):

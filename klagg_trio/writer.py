@@ -30,7 +30,7 @@ import trio
 
 from klagg_trio import cmd
 from klagg_trio.core.errors import StoreError
-from klagg_trio.core.facts import BarFact, Event, Facts
+from klagg_trio.core.facts import BarFact, Births, Event, Facts
 from klagg_trio.core.seed import StartState
 from klagg_trio.store.database import Database
 from klagg_trio.store.start_snapshot import write_snapshot
@@ -109,6 +109,7 @@ class Writer:
                 batch.minute_ms,
                 batch.facts,
                 batch.open_bars.values(),
+                batch.births,
                 batch.meta,
             )
             self._last_commit_s = time.perf_counter() - started_s
@@ -181,6 +182,7 @@ class Batch:
         self.minute_ms = _complete_minute(queues)
         self.facts: list[Facts] = []
         self.open_bars: dict[tuple[str, str], BarFact] = {}
+        self.births: list[Births] = []
         self.seeds: list[cmd.Seeds] = []
         self.meta: dict[str, str] = {}
         for queue in queues:
@@ -201,8 +203,12 @@ class Batch:
 
     def _add(self, record: cmd.Record) -> None:
         match record:
-            case cmd.Sealed(_, _, facts, open_bars):
+            case cmd.Sealed(_, _, facts, open_bars, births):
                 self._add_facts(facts)
+                for birth in births:  # what was reported of the bars before them is out of date
+                    for symbol in birth.symbols:
+                        self.open_bars.pop((symbol, birth.interval), None)
+                self.births.extend(births)
                 self._add_open(open_bars)
             case cmd.Amended(_, facts):
                 self._add_facts(facts)

@@ -6,7 +6,7 @@ import trio.testing
 
 from klagg_trio import cmd
 from klagg_trio.core.errors import StoreError
-from klagg_trio.core.facts import Event, Facts
+from klagg_trio.core.facts import Births, Event, Facts
 from klagg_trio.store.start_snapshot import read_snapshot
 from klagg_trio.store.thread import run_inline
 from klagg_trio.writer import RETRY_PAUSES_S, Writer
@@ -20,17 +20,19 @@ class Store:
     def __init__(self):
         """Refuse nothing yet."""
         self.commits = []
+        self.births = []
         self.refusals = 0
         self.folds = 0
         self.meta = {}
 
-    def commit(self, minute_ms, facts, open_bars, meta):
+    def commit(self, minute_ms, facts, open_bars, births, meta):
         """Note one transaction as the minute and the texts of its events."""
         if self.refusals:
             self.refusals -= 1
             raise StoreError("the disk is full; make room")
         texts = [event.text for fact in facts for event in fact.events]
         self.commits.append((minute_ms, texts, [fact[:2] for fact in open_bars]))
+        self.births.extend(births)
         self.meta |= meta
         return len(texts)
 
@@ -47,9 +49,9 @@ def facts(*texts, ended=()):
     return Facts(events=[Event(0, "note", "", text) for text in texts], ended=list(ended))
 
 
-def sealed(shard, minute, *texts, open_bars=(), ended=()):
+def sealed(shard, minute, *texts, open_bars=(), births=(), ended=()):
     """Return what a tick did in one shard."""
-    return cmd.Sealed(shard, minute * MINUTE_MS, facts(*texts, ended=ended), open_bars)
+    return cmd.Sealed(shard, minute * MINUTE_MS, facts(*texts, ended=ended), open_bars, births)
 
 
 def amended(shard, *texts):
@@ -136,6 +138,23 @@ async def test_newest_running_bars_are_stored(tmp_path):
         sealed(0, 1, "a", open_bars=[Bars(new)], ended=["B"]),
     )
     assert commits == [(MINUTE_MS, ["a"], [("A", "1m")])]
+
+
+async def test_reports_of_before_a_birth_are_dropped_and_later_ones_kept(tmp_path):
+    """What was said of the 5m bar before a new one began is not written over the new one."""
+    line = Line(tmp_path, shards=1)
+
+    class Bars(tuple):
+        symbol = property(lambda self: self[0])
+        interval = property(lambda self: self[1])
+
+    five = Births("5m", 5 * MINUTE_MS, 10 * MINUTE_MS, ["A", "B"])
+    commits = await line.store_all(
+        cmd.OpenBars(0, [Bars(("A", "5m", "old")), Bars(("A", "1h", "old"))]),
+        sealed(0, 5, "a", births=[five]),
+    )
+    assert commits == [(5 * MINUTE_MS, ["a"], [("A", "1h")])]
+    assert line.store.births == [five]
 
 
 async def test_refused_commit_is_tried_again(tmp_path, autojump_clock):

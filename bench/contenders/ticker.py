@@ -159,12 +159,12 @@ class Watched:
         """Checkpoint; return the frames that were in the log."""
         return int(self.connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()[1])
 
-    def commit(self, minute_ms: int | None, facts: Any, open_bars: Any, meta: Any = None) -> int:
+    def commit(self, minute_ms: int | None, *what: Any) -> int:
         if minute_ms is not None:
             self.frames()
         self.committing = True
         started = time.perf_counter()
-        rows = self.inner.commit(minute_ms, facts, open_bars, meta)
+        rows = self.inner.commit(minute_ms, *what)
         ended = time.perf_counter()
         self.committing = False
         if minute_ms is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -16,6 +17,15 @@ class BarFact(msgspec.Struct, frozen=True, gc=False):
     symbol: str
     interval: str
     bar: Bar
+
+
+class Births(NamedTuple):
+    """Bars of one interval that open with a minute and hold nothing but it, so equal its 1m bar."""
+
+    interval: str
+    open_ms: int
+    end_ms: int
+    symbols: Sequence[str]
 
 
 class MinuteSpan(NamedTuple):

@@ -65,6 +65,7 @@ from klagg_trio.core.columns import (
 from klagg_trio.core.facts import (
     BarCounts,
     BarFact,
+    Births,
     Event,
     Facts,
     Listing,
@@ -923,20 +924,23 @@ class Shard:
     # -- Reading -------------------------------------------------------------------------------
 
     def newborn_bars(self) -> list[BarFact]:
-        """Return the bars that the last tick opened, as of the newest trade."""
+        """Return the 1m bars that the last tick opened, as of the newest trade."""
         self._settle()
-        facts = []
+        return [
+            BarFact(state.symbol, MINUTE.name, self._open_minute(state))
+            for state in self.states.values()
+        ]
+
+    def births(self) -> list[Births]:
+        """Return which longer bars the last tick opened: for now each is its 1m bar, but longer."""
         open_ms = self.minute_ms
+        born: dict[tuple[str, int], list[str]] = {}
         for state in self.states.values():
-            minute = self._open_minute(state)
-            facts.append(BarFact(state.symbol, MINUTE.name, minute))
             for longer in state.longer:
                 if longer.bar.open_ms == open_ms:
-                    # It holds nothing but the running minute, so it is that minute, but longer.
-                    bar = minute.copy()
-                    bar.end_ms = longer.bar.end_ms
-                    facts.append(BarFact(state.symbol, longer.interval.name, bar))
-        return facts
+                    key = longer.interval.name, longer.bar.end_ms
+                    born.setdefault(key, []).append(state.symbol)
+        return [Births(name, open_ms, end_ms, who) for (name, end_ms), who in born.items()]
 
     def open_bars(self) -> list[BarFact]:
         """Return the running bars of all symbols and intervals, as of the newest trade."""

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import datetime
 import heapq
+import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -33,7 +34,7 @@ from typing import Any, Final, Protocol
 
 from klagg_trio.core.bar import Bar, Source, combined_source, merge
 from klagg_trio.core.errors import DamagedDataError, StoreError
-from klagg_trio.core.facts import BarFact, Event, Facts, Listing, MinuteSpan
+from klagg_trio.core.facts import BarFact, Births, Event, Facts, Listing, MinuteSpan
 from klagg_trio.core.intervals import (
     DAY_MS,
     INTERVALS,
@@ -105,6 +106,11 @@ _RESTATE: Final = {
     for t in _TABLES
 }
 _OPEN: Final = f"INSERT OR REPLACE INTO open_bars ({', '.join(_COLUMNS)}) VALUES ({_MARKS})"
+_BORN: Final = (
+    f"INSERT OR REPLACE INTO open_bars ({', '.join(_COLUMNS)})"
+    f" SELECT symbol, ?, open_time, ?, {', '.join(VALUE_COLUMNS)}, source FROM open_bars"
+    " WHERE interval = ? AND open_time = ? AND symbol IN (SELECT value FROM json_each(?))"
+)
 _DOUBT: Final = (
     f"source = {Source.SUSPECT:d}",
     f"source IN ({Source.TRADES:d}, {Source.FLAT:d})",
@@ -190,16 +196,21 @@ class Database:
         minute_ms: int | None,
         facts: Sequence[Facts],
         open_bars: Iterable[BarFact] = (),
+        births: Iterable[Births] = (),
         meta: Mapping[str, str] | None = None,
     ) -> int:
         """Store facts, in their order, and running bars in one transaction. Returns rows written.
 
+        `births` are running bars too; what is among `open_bars` of the same interval is newer.
         `minute_ms` says that every bar that ends by then is among them, or stored already. `meta`
         are figures for the table of that name.
         """
         with self._transaction():
             rows = sum(self._store(fact) for fact in facts)
-            rows += self._put_open(open_bars)
+            open_bars = list(open_bars)
+            rows += self._put_open(f for f in open_bars if f.interval == MINUTE.name)
+            rows += self._put_births(births)
+            rows += self._put_open(f for f in open_bars if f.interval != MINUTE.name)
             for key, value in (meta or {}).items():
                 self._put_meta(key, value)
             if minute_ms is not None:
@@ -290,6 +301,31 @@ class Database:
         if rows:
             self._connection.executemany(_OPEN, rows)
         return len(rows)
+
+    def _put_births(self, births: Iterable[Births]) -> int:
+        """Store running bars that equal the stored 1m bar of their symbol, but for their length.
+
+        The database copies them by itself: where many intervals begin at once they are as many
+        rows as the sealed bars, and would otherwise be made of decimals one by one.
+        """
+        together: dict[tuple[str, int, int], list[int]] = {}
+        written, minute_code = self._open_written, INTERVAL_CODES[MINUTE.name]
+        for birth in births:
+            numbers = together.setdefault((birth.interval, birth.open_ms, birth.end_ms), [])
+            code = INTERVAL_CODES[birth.interval]
+            for symbol in birth.symbols:
+                number = self._ids.get(symbol)
+                state = None if number is None else written.get((number, minute_code))
+                if number is not None and state is not None and state[0] == birth.open_ms:
+                    written[number, code] = state
+                    numbers.append(number)
+        return sum(
+            self._connection.execute(
+                _BORN,
+                (INTERVAL_CODES[interval], end_ms, minute_code, open_ms, json.dumps(numbers)),
+            ).rowcount
+            for (interval, open_ms, end_ms), numbers in together.items()
+        )
 
     def _put_events(self, events: Iterable[Event]) -> None:
         execute = self._connection.executemany

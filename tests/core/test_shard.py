@@ -7,6 +7,7 @@ from decimal import Decimal
 import pytest
 
 from klagg_trio.core.bar import Source
+from klagg_trio.core.facts import Births
 from klagg_trio.core.intervals import DAY_MS
 from klagg_trio.core.shard import AHEAD_MS_MAX, HELD_MINUTES
 
@@ -95,16 +96,19 @@ def test_open_bars_show_sealed_minutes_and_the_running_one():
 
 
 def test_newborn_bars_are_those_that_open_with_the_minute():
-    """After a tick: the 1m bar always, the 5m bar only where one begins."""
+    """After a tick: the 1m bar always, the 5m bar only where one begins, equal but for its end."""
     desk = Desk("5m")
     desk.tick(1)
     assert [fact.interval for fact in desk.shard.newborn_bars()] == ["1m"]
+    assert desk.shard.births() == []
     desk.tick(5)
     desk.trades(trade(1, 5.1, 10_700))
-    born = {fact.interval: fact.bar for fact in desk.shard.newborn_bars()}
-    assert set(born) == {"1m", "5m"}
-    assert born["5m"].end_ms == ms(10)
-    assert born["5m"].values() == born["1m"].values()
+    (newborn,) = desk.shard.newborn_bars()
+    assert desk.shard.births() == [Births("5m", ms(5), ms(10), [SYMBOL])]
+    _, five = desk.shard.open_bars()
+    assert (five.interval, five.bar.end_ms) == ("5m", ms(10))
+    assert five.bar.values() == newborn.bar.values()
+    assert five.bar.source == newborn.bar.source
 
 
 def test_open_bars_of_a_lost_feed_are_suspect():

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from klagg_trio.core.bar import Bar, Source
 from klagg_trio.core.errors import DamagedDataError, StoreError
-from klagg_trio.core.facts import BarFact, Event, Facts, Listing, MinuteSpan
+from klagg_trio.core.facts import BarFact, Births, Event, Facts, Listing, MinuteSpan
 from klagg_trio.core.intervals import DAY_MS, INTERVALS, MINUTE_MS, THREE_DAY_PHASE_MS
 from klagg_trio.store import database as module
 from klagg_trio.store.database import NEVER_MS, Database, open_reader
@@ -329,6 +329,57 @@ def test_no_reader_sees_where_a_bar_lies(tmp_path_factory, steps, turn):
             }
             assert stored == model
     database.close()
+
+
+def all_open(database):
+    """Return every column of the stored running bars."""
+    query = "SELECT * FROM open_klines ORDER BY symbol, interval"
+    return database._connection.execute(query).fetchall()
+
+
+def test_bars_that_are_born_equal_their_minute_but_for_its_length(database, tmp_path):
+    """The database copies the rows that would have been written one by one."""
+    other = Database.open(tmp_path / "other.db")
+    minutes = [fact(5), fact(5, Source.SUSPECT, symbol="BUSDT", price="7.25")]
+    for each in (database, other):
+        each.commit(MIDNIGHT_MS + 5 * MINUTE_MS, [listing(), listing("BUSDT")], minutes)
+    ends = {"5m": 10, "1h": 65}
+    births = [
+        Births(name, MIDNIGHT_MS + 5 * MINUTE_MS, MIDNIGHT_MS + end * MINUTE_MS, [symbol])
+        for name, end in ends.items()
+        for symbol in ("AUSDT", "BUSDT", "GONEUSDT")
+    ]
+    assert database.commit(None, [], [], births) == 4
+    longer = [
+        BarFact(
+            each.symbol,
+            name,
+            msgspec.structs.replace(each.bar, end_ms=MIDNIGHT_MS + end * MINUTE_MS),
+        )
+        for each in minutes
+        for name, end in ends.items()
+    ]
+    assert other.commit(None, [], longer) == 4
+    assert all_open(database) == all_open(other)
+    assert len(all_open(database)) == 6
+    assert database.commit(None, [], longer) == 0  # it knows what it has written
+    other.close()
+
+
+def test_a_birth_is_not_copied_from_another_minute(database):
+    """Where the stored 1m bar is not of the minute in which a bar begins, there is none yet."""
+    database.commit(MIDNIGHT_MS, [listing()], [fact(4)])
+    birth = Births("5m", MIDNIGHT_MS + 5 * MINUTE_MS, MIDNIGHT_MS + 10 * MINUTE_MS, ["AUSDT"])
+    assert database.commit(None, [], [], [birth]) == 0
+    assert len(all_open(database)) == 1
+
+
+def test_what_is_reported_of_a_bar_holds_over_its_birth(database):
+    """A report of the same transaction is newer than the copy."""
+    birth = Births("5m", MIDNIGHT_MS, MIDNIGHT_MS + 5 * MINUTE_MS, ["AUSDT"])
+    newer = BarFact("AUSDT", "5m", bar(0, price="99", interval="5m"))
+    database.commit(MIDNIGHT_MS, [listing()], [newer, fact(0)], [birth])
+    assert next(row for row in all_open(database) if "5m" in row)[3] == 99.0
 
 
 def test_folding_leaves_nothing_behind(database, monkeypatch):
