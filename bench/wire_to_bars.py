@@ -174,7 +174,9 @@ def main() -> None:
     for shape in shapes:
         told = {n: found[key] for n in chosen if (key := f"{shape}|{n}") in found}
         tell_saturation(part, shape, told, chosen)
-    rates = [] if options.quick else [int(rate) for rate in options.rates.split(",") if rate]
+    rates = (
+        [] if options.quick else [int(rate) for rate in options.rates.split(",") if rate.strip("0")]
+    )
     beside = ("websocket", "picows")
     """Rivals at the rate that a market of 500 symbols reaches."""
     runs = {

@@ -15,7 +15,11 @@ from typing import Final
 import trio
 
 CHUNK_BYTES: Final = 256 * 1024
-"""Received and decrypted at a time; this bounds the buffers too."""
+"""Received at a time; this bounds the buffers too."""
+
+DRAINED_BYTES: Final = CHUNK_BYTES + 32 * 1024
+"""Decrypted at a time: all that was received, and a record of 16 KiB begun before. With less room
+every second call would return the few bytes that are left over, and cost as much as a full one."""
 
 
 @functools.cache
@@ -35,7 +39,7 @@ class DrainingTlsStream(trio.abc.Stream):
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=host)
         self._send_lock = trio.StrictFIFOLock()
         self._receiving = trio.Lock()
-        self._buffer = bytearray(CHUNK_BYTES)
+        self._buffer = bytearray(DRAINED_BYTES)
         self._ended = False
 
     @classmethod
@@ -75,7 +79,7 @@ class DrainingTlsStream(trio.abc.Stream):
         """
         if max_bytes is not None and max_bytes < 1:
             raise ValueError("max_bytes must be at least 1")
-        limit = min(max_bytes or CHUNK_BYTES, CHUNK_BYTES)
+        limit = min(max_bytes or DRAINED_BYTES, DRAINED_BYTES)
         if self._receiving.locked():
             raise trio.BusyResourceError("another task is receiving")
         async with self._receiving:
