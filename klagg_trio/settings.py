@@ -42,7 +42,7 @@ class Settings:
     shards: int = 4
     symbols_per_connection: int = 200
     parallel_feeds: int = 1
-    read_pause_ms: int = 15
+    read_pause_ms: int = 30
     silence_limit_s: float = 10.0
     stale_limit_s: float = 3.0
     symbol_silence_s: float = 15.0
@@ -100,7 +100,10 @@ RULES: Final[dict[str, Rule]] = {
         "count", "connections that carry the same symbols; the first arrival wins", 1, 3
     ),
     "read_pause_ms": Rule(
-        "ms", "rest after each read, so that chunks grow and wake-ups fall", 0, 1_000
+        "ms",
+        "a connection is read once in this time, so that chunks grow and wake-ups fall",
+        0,
+        1_000,
     ),
     "silence_limit_s": Rule(
         "s", "a connection without data for this long is taken for dead", 1, 300

@@ -20,7 +20,9 @@ which looks the same and costs no more): the offset is sampled anew and the feed
 ids of the next trades then tell what was missed, and the minute clock catches up.
 
 The grace is how long after a minute's end its last trades may still be on their way: twice the
-mean one-way delay that the feeds measure, plus the exchange's 100 ms aggregation window.
+mean one-way delay that the feeds measure, plus the exchange's 100 ms aggregation window, plus the
+pause between two reads, for which they may lie in the kernel (what the feeds measure is the delay
+of the newest trade of each read).
 """
 
 from __future__ import annotations
@@ -138,13 +140,14 @@ class Grace:
         """Follow `delay_ms`, the mean one-way delay, which is None while nothing was measured."""
         self._floor_ms = settings.grace_floor_ms
         self._ceiling_ms = settings.grace_ceiling_ms
+        self._waiting_ms = AGGREGATION_WINDOW_MS + settings.read_pause_ms
         self._delay_ms = delay_ms
 
     @property
     def ms(self) -> int:
         """The grace in force."""
         delay_ms = self._delay_ms() or 0.0
-        wanted_ms = 2 * max(delay_ms, 0.0) + AGGREGATION_WINDOW_MS
+        wanted_ms = 2 * max(delay_ms, 0.0) + self._waiting_ms
         return int(min(max(wanted_ms, self._floor_ms), self._ceiling_ms))
 
 

@@ -82,20 +82,21 @@ async def test_first_sync_gives_up_with_the_reason(autojump_clock):
 
 
 def grace(delay_ms):
-    """Return the grace for a measured delay."""
-    return Grace(Settings(), lambda: delay_ms).ms
+    """Return the grace for a measured delay, with 20 ms between two reads."""
+    return Grace(Settings(read_pause_ms=20), lambda: delay_ms).ms
 
 
 def test_grace_follows_the_delay_within_its_bounds():
-    """Twice the delay plus the aggregation window, not below the floor nor above the ceiling."""
+    """Twice the delay, the aggregation window, the pause between reads; within the bounds."""
     assert [grace(d) for d in (None, 0.0, 50.0, 400.0, 5_000.0, -80.0)] == [
-        100,
-        100,
-        200,
-        900,
+        120,
+        120,
+        220,
+        920,
         2_000,
-        100,
+        120,
     ]
+    assert Grace(Settings(read_pause_ms=0, grace_floor_ms=150), lambda: None).ms == 150
 
 
 async def ticks_of(clock, minute_clock, seconds, *, snapshot_every_s=1e9):
@@ -118,7 +119,8 @@ async def ticks_of(clock, minute_clock, seconds, *, snapshot_every_s=1e9):
 async def test_ticks_come_after_the_minute_and_its_grace(autojump_clock):
     """Each minute is announced once to each shard, never before its end plus the grace."""
     clock = await synced(Probe())
-    minute_clock = MinuteClock(clock, Grace(Settings(), lambda: 50.0), START_MS, lambda: 0.0)
+    settings = Settings(read_pause_ms=0)
+    minute_clock = MinuteClock(clock, Grace(settings, lambda: 50.0), START_MS, lambda: 0.0)
     got = await ticks_of(clock, minute_clock, 190)
     for number in (0, 1):
         mine = [(m.minute_ms, at_ms) for n, m, at_ms in got if n == number]

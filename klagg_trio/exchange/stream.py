@@ -128,7 +128,8 @@ async def open_connection(
     Args:
         url: wss://, or ws:// on loopback; else ConfigurationError.
         dial: opens the byte stream; `dial_tcp` where it is None.
-        read_pause_s: pause after each read of data, so that chunks grow and wake-ups fall.
+        read_pause_s: after data, wait for the next multiple of this time before reading on, so that
+            chunks grow and wake-ups fall.
         batches_max: batches that may wait to be taken.
         connect_timeout_s: for name, TCP, TLS and websocket handshake together.
 

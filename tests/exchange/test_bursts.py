@@ -228,9 +228,9 @@ def test_a_chunk_that_teaches_nothing_stops_the_trying_for_a_while(decoder):
 
 def test_no_more_symbols_are_learnt_than_the_tables_hold(monkeypatch):
     """A line that makes symbols up does not fill the memory."""
-    monkeypatch.setattr(bursts, "SYMBOLS_MAX", 30)
+    monkeypatch.setattr(bursts, "SYMBOLS_MAX", BURST_MIN)
     decoder = TradeDecoder()
-    frames = [frame(f"X{number}USDT") for number in range(100)]
+    frames = [frame(f"X{number}USDT") for number in range(3 * BURST_MIN)]
     check_same(decoder, frames)
-    assert len(decoder._known) == 30
-    assert check_same(decoder, frames[:30]).columns is not None
+    assert len(decoder._known) == BURST_MIN
+    assert check_same(decoder, frames[:BURST_MIN]).columns is not None

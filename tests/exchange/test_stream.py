@@ -439,6 +439,33 @@ async def test_a_read_pause_gathers_frames(autojump_clock):
         assert connection.statistics().batches <= 8
 
 
+async def test_all_connections_read_at_the_same_beats(autojump_clock):
+    """Whenever their data comes, connections with one pause wake up together."""
+    read_s = []
+
+    def talk_after(first_s):
+        async def talk(peer, websocket):
+            await trio.sleep(first_s)
+            for number in range(50):
+                await peer.stream.send_all(raw_frame(b"%d" % number))
+                await trio.sleep(0.003)
+
+        return talk
+
+    async def watch(first_s):
+        async with connected(talk_after(first_s), read_pause_s=0.02) as (_, connection):
+            await connection.batches.receive()  # there is no pause before the first read
+            with trio.move_on_after(0.1):
+                async for _ in connection.batches:
+                    read_s.append(round(trio.current_time(), 6))  # noqa: PERF401 - as they come
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(watch, 0.001)
+        nursery.start_soon(watch, 0.008)
+    assert len(read_s) >= 8
+    assert {round(at_s / 0.02, 6) % 1 for at_s in read_s} == {0.0}
+
+
 async def test_errors_of_the_body_come_out_as_they_are(autojump_clock):
     """What the caller raises inside is neither wrapped nor taken for the exchange's fault."""
 
