@@ -26,6 +26,7 @@ the last list that was received.
 
 from __future__ import annotations
 
+import math
 import re
 import struct
 from dataclasses import dataclass
@@ -377,8 +378,8 @@ class FrameTap(trio.abc.Stream):
 
 
 def _next_beat_s(now_s: float, beat_s: float) -> float:
-    """Return the next whole multiple of `beat_s`."""
-    return (now_s // beat_s + 1) * beat_s
+    """Return the next whole multiple of `beat_s`; at one, though rounded, the one after it."""
+    return (math.floor(now_s / beat_s + 1e-6) + 1) * beat_s
 
 
 class _CancelledAtEnd:
