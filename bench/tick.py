@@ -191,8 +191,11 @@ def main() -> None:
                     spread(runs, "lag_ordinary_p999", digits=1),
                     spread(runs, "lag_ordinary_max", digits=1),
                     spread(runs, "lag_full_max", digits=1),
-                    spread(runs, "open_ms", digits=0),
-                    spread(runs, "open_wal_bytes", 1e-6, 2),
+                    spread(runs, "report_first_ms", digits=0),
+                    spread(runs, "report_first_wal_bytes", 1e-6, 2),
+                    spread(runs, "report_next_ms", digits=1),
+                    spread(runs, "report_next_wal_bytes", 1e-6, 2),
+                    spread(runs, "minute_wal_bytes", 1e-6, 2),
                 )
             )
     table(
@@ -208,8 +211,11 @@ def main() -> None:
             "lag p99.9 ms",
             "max",
             "all ending",
-            "open bars ms",
+            "first report of running bars ms",
             "WAL MB",
+            "next ms",
+            "WAL MB",
+            "WAL MB, the whole minute",
         ),
         rows,
     )

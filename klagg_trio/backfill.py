@@ -37,7 +37,7 @@ import trio
 
 from klagg_trio.core.bar import EXACT, ZERO, Bar, Source, newborn
 from klagg_trio.core.errors import BannedError, ConfigurationError, KlaggError, RemoteError
-from klagg_trio.core.facts import BarFact
+from klagg_trio.core.facts import BarFact, RunningBar
 from klagg_trio.core.intervals import (
     DAY_MS,
     HOUR_MS,
@@ -713,10 +713,10 @@ def _finish(database: Database, state: StartState, path: Path) -> None:
     from klagg_trio.store.start_snapshot import write_snapshot
 
     cut_ms = state.cut_ms
-    open_bars = []
+    running = []
     for seed in state.seeds:
         minute = newborn(cut_ms, cut_ms + MINUTE_MS, seed.last_close)
-        open_bars.append(BarFact(seed.symbol, MINUTE.name, minute))
-        open_bars += [BarFact(seed.symbol, x.interval, x.bar) for x in seed.open_bars]
-    database.commit(cut_ms, (), open_bars)
+        running.append(RunningBar(seed.symbol, MINUTE.name, minute, cut_ms))
+        running += [RunningBar(seed.symbol, x.interval, x.bar, cut_ms) for x in seed.open_bars]
+    database.commit(cut_ms, (), running)
     write_snapshot(path, state)

@@ -13,7 +13,7 @@ from zlib import crc32
 
 from klagg_trio.core.bar import Bar
 from klagg_trio.core.columns import TradeRuns
-from klagg_trio.core.facts import BarFact, Births, Facts
+from klagg_trio.core.facts import Births, Facts, RunningBar
 from klagg_trio.core.seed import Seed
 from klagg_trio.core.trade import Trade
 
@@ -144,8 +144,9 @@ class Sealed:
     shard: int
     minute_ms: int
     facts: Facts
-    open_bars: Sequence[BarFact] = ()
-    """The 1m bars that open at `minute_ms`: saved with the sealed ones."""
+    running: Sequence[RunningBar] = ()
+    """The 1m bars that open at `minute_ms`: saved with the sealed ones. The longer ones too, where
+    the last report does not have all minutes but the one that was sealed now."""
     births: Sequence[Births] = ()
     """The longer bars that open then."""
 
@@ -163,7 +164,7 @@ class OpenBars:
     """The running bars of one shard, for `open_klines`."""
 
     shard: int
-    bars: Sequence[BarFact]
+    running: Sequence[RunningBar]
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,10 @@
 
 The whole life of a shard is the list of messages that its inbox delivered. `apply` is all that
 happens to one of them; the task around it only waits.
+
+Running longer bars change with every trade, but what they have merged changes once a minute, and
+seldom otherwise. So a report has the longer bars only where they have not been told since, and
+readers add the minute that was sealed last and the running one (see `store/schema.py`).
 """
 
 from __future__ import annotations
@@ -10,6 +14,7 @@ import trio
 
 from klagg_trio import cmd
 from klagg_trio.core.facts import Facts
+from klagg_trio.core.intervals import MINUTE_MS
 from klagg_trio.core.shard import Shard
 
 
@@ -23,9 +28,11 @@ def apply(number: int, shard: Shard, message: cmd.Message) -> list[cmd.Record]:
         case cmd.TradeColumnsBatch(runs):
             facts = shard.apply_runs(runs)
         case cmd.Tick(minute_ms):
+            one_minute = minute_ms - shard.minute_ms <= MINUTE_MS
+            told = shard.merged_told and one_minute
             sealed = shard.tick(minute_ms)
-            born = shard.newborn_bars(), shard.births()
-            return [cmd.Sealed(number, shard.minute_ms, sealed, *born)]
+            running = shard.running_minutes() + ([] if told else shard.merged_bars())
+            return [cmd.Sealed(number, shard.minute_ms, sealed, running, shard.births())]
         case cmd.FeedLive(symbols, since_ms):
             shard.feed_live(symbols, since_ms)
         case cmd.FeedLost(symbols, lost_ms):
@@ -45,10 +52,14 @@ def apply(number: int, shard: Shard, message: cmd.Message) -> list[cmd.Record]:
         case cmd.RemoveSymbol(symbol, delivery_ms):
             facts = shard.remove_symbol(symbol, delivery_ms)
         case cmd.ReportOpenBars():
-            return [cmd.OpenBars(number, shard.open_bars())]
+            merged = [] if shard.merged_told else shard.merged_bars()
+            return [cmd.OpenBars(number, shard.running_minutes() + merged)]
         case cmd.ReportSeeds():
             return [cmd.Seeds(number, shard.minute_ms, shard.seeds())]
-    return [cmd.Amended(number, part) for part in (ended, facts) if part]
+    records: list[cmd.Record] = [cmd.Amended(number, part) for part in (ended, facts) if part]
+    if records:  # minutes may have changed that longer bars have merged
+        shard.merged_told = False
+    return records
 
 
 async def run_worker(

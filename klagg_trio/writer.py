@@ -6,8 +6,10 @@ Records come from all shards through one channel, those of one shard in its orde
 queue a shard. A minute is committed when every shard has sent its `Sealed` for it: one transaction
 holds that minute of all shards, and whatever each shard said before. What a shard says after its
 `Sealed` waits for that minute's commit. When nothing more is in the channel, the records that wait
-for no minute are committed by themselves. While a commit runs in its thread, the channel fills, and
-all that came meanwhile makes the next commit: under load transactions grow, not queues.
+for no minute are committed by themselves; running bars only when every shard has reported them,
+since the bars of all shards share the pages that are written. While a commit runs in its thread,
+the channel fills, and all that came meanwhile makes the next commit: under load transactions grow,
+not queues.
 
 A commit that the disk refuses changes nothing and is tried again, with the same records, until
 `RETRIES` pauses have passed. Meanwhile the channel fills up, and the pressure goes back to the
@@ -30,7 +32,7 @@ import trio
 
 from klagg_trio import cmd
 from klagg_trio.core.errors import StoreError
-from klagg_trio.core.facts import BarFact, Births, Event, Facts
+from klagg_trio.core.facts import Births, Event, Facts, RunningBar
 from klagg_trio.core.seed import StartState
 from klagg_trio.store.database import Database
 from klagg_trio.store.start_snapshot import write_snapshot
@@ -81,6 +83,7 @@ class Writer:
                 self._take(record)
                 self._take_waiting()
                 await self._save()
+            await self._save(ended=True)
         assert not any(self._queues), "a shard ended in the middle of a minute"
         await self._try(self._database.checkpoint)
 
@@ -97,10 +100,10 @@ class Writer:
 
     # -- Deciding ------------------------------------------------------------------------------
 
-    async def _save(self) -> None:
-        """Commit every minute that is complete, then what waits for none."""
+    async def _save(self, *, ended: bool = False) -> None:
+        """Commit every minute that is complete, then what waits for none; once `ended`, all."""
         while True:
-            batch = Batch(self._queues)
+            batch = Batch(self._queues, ended=ended)
             if batch.empty:
                 return
             started_s = time.perf_counter()
@@ -108,7 +111,7 @@ class Writer:
                 self._database.commit,
                 batch.minute_ms,
                 batch.facts,
-                batch.open_bars.values(),
+                batch.running.values(),
                 batch.births,
                 batch.meta,
             )
@@ -177,11 +180,15 @@ class Writer:
 class Batch:
     """What one transaction holds: taken out of the shards' queues, in the order of each."""
 
-    def __init__(self, queues: list[deque[cmd.Record]]) -> None:
-        """Take one complete minute with all before it, or else all that waits for no minute."""
+    def __init__(self, queues: list[deque[cmd.Record]], *, ended: bool = False) -> None:
+        """Take one complete minute with all before it, or else all that waits for nothing.
+
+        Once the channel has `ended` no report of running bars waits for others any more.
+        """
         self.minute_ms = _complete_minute(queues)
+        reported = ended or self.minute_ms is not None or all(map(_has_report, queues))
         self.facts: list[Facts] = []
-        self.open_bars: dict[tuple[str, str], BarFact] = {}
+        self.running: dict[tuple[str, str], RunningBar] = {}
         self.births: list[Births] = []
         self.seeds: list[cmd.Seeds] = []
         self.meta: dict[str, str] = {}
@@ -192,28 +199,30 @@ class Batch:
                     if self.minute_ms is not None:
                         self._add(queue.popleft())
                     break
+                if isinstance(record, cmd.OpenBars) and not reported:
+                    break
                 self._add(queue.popleft())
 
     @property
     def empty(self) -> bool:
         """Whether there is nothing to store."""
         return self.minute_ms is None and not (
-            self.facts or self.open_bars or self.seeds or self.meta
+            self.facts or self.running or self.seeds or self.meta
         )
 
     def _add(self, record: cmd.Record) -> None:
         match record:
-            case cmd.Sealed(_, _, facts, open_bars, births):
+            case cmd.Sealed(_, _, facts, running, births):
                 self._add_facts(facts)
                 for birth in births:  # what was reported of the bars before them is out of date
                     for symbol in birth.symbols:
-                        self.open_bars.pop((symbol, birth.interval), None)
+                        self.running.pop((symbol, birth.interval), None)
                 self.births.extend(births)
-                self._add_open(open_bars)
+                self._add_running(running)
             case cmd.Amended(_, facts):
                 self._add_facts(facts)
-            case cmd.OpenBars(_, bars):
-                self._add_open(bars)
+            case cmd.OpenBars(_, running):
+                self._add_running(running)
             case cmd.Seeds():
                 self.seeds.append(record)
             case cmd.Figures(_, meta):
@@ -222,12 +231,22 @@ class Batch:
     def _add_facts(self, facts: Facts) -> None:
         self.facts.append(facts)
         if facts.ended:  # what was reported of them before is no running bar any more
-            for key in [key for key in self.open_bars if key[0] in facts.ended]:
-                del self.open_bars[key]
+            for key in [key for key in self.running if key[0] in facts.ended]:
+                del self.running[key]
 
-    def _add_open(self, bars: Sequence[BarFact]) -> None:
-        for fact in bars:
-            self.open_bars[fact.symbol, fact.interval] = fact
+    def _add_running(self, bars: Sequence[RunningBar]) -> None:
+        for bar in bars:
+            self.running[bar.symbol, bar.interval] = bar
+
+
+def _has_report(queue: deque[cmd.Record]) -> bool:
+    """Whether running bars are reported before the next minute is sealed."""
+    for record in queue:
+        if isinstance(record, cmd.OpenBars):
+            return True
+        if isinstance(record, cmd.Sealed):
+            return False
+    return False
 
 
 def _complete_minute(queues: list[deque[cmd.Record]]) -> int | None:

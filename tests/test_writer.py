@@ -25,13 +25,13 @@ class Store:
         self.folds = 0
         self.meta = {}
 
-    def commit(self, minute_ms, facts, open_bars, births, meta):
+    def commit(self, minute_ms, facts, running, births, meta):
         """Note one transaction as the minute and the texts of its events."""
         if self.refusals:
             self.refusals -= 1
             raise StoreError("the disk is full; make room")
         texts = [event.text for fact in facts for event in fact.events]
-        self.commits.append((minute_ms, texts, [fact[:2] for fact in open_bars]))
+        self.commits.append((minute_ms, texts, [bar[:2] for bar in running]))
         self.births.extend(births)
         self.meta |= meta
         return len(texts)
@@ -49,14 +49,22 @@ def facts(*texts, ended=()):
     return Facts(events=[Event(0, "note", "", text) for text in texts], ended=list(ended))
 
 
-def sealed(shard, minute, *texts, open_bars=(), births=(), ended=()):
+def sealed(shard, minute, *texts, running=(), births=(), ended=()):
     """Return what a tick did in one shard."""
-    return cmd.Sealed(shard, minute * MINUTE_MS, facts(*texts, ended=ended), open_bars, births)
+    return cmd.Sealed(shard, minute * MINUTE_MS, facts(*texts, ended=ended), running, births)
 
 
 def amended(shard, *texts):
     """Return what changed in one shard between ticks."""
     return cmd.Amended(shard, facts(*texts))
+
+
+class Running(tuple):
+    """Stands for a running bar."""
+
+    __slots__ = ()
+    symbol = property(lambda self: self[0])
+    interval = property(lambda self: self[1])
 
 
 class Line:
@@ -129,13 +137,9 @@ async def test_newest_running_bars_are_stored(tmp_path):
     old, new = ("A", "1m", "old"), ("A", "1m", "new")
     gone = ("B", "1m", "old")
 
-    class Bars(tuple):
-        symbol = property(lambda self: self[0])
-        interval = property(lambda self: self[1])
-
     commits = await line.store_all(
-        cmd.OpenBars(0, [Bars(old), Bars(gone)]),
-        sealed(0, 1, "a", open_bars=[Bars(new)], ended=["B"]),
+        cmd.OpenBars(0, [Running(old), Running(gone)]),
+        sealed(0, 1, "a", running=[Running(new)], ended=["B"]),
     )
     assert commits == [(MINUTE_MS, ["a"], [("A", "1m")])]
 
@@ -144,17 +148,37 @@ async def test_reports_of_before_a_birth_are_dropped_and_later_ones_kept(tmp_pat
     """What was said of the 5m bar before a new one began is not written over the new one."""
     line = Line(tmp_path, shards=1)
 
-    class Bars(tuple):
-        symbol = property(lambda self: self[0])
-        interval = property(lambda self: self[1])
-
     five = Births("5m", 5 * MINUTE_MS, 10 * MINUTE_MS, ["A", "B"])
     commits = await line.store_all(
-        cmd.OpenBars(0, [Bars(("A", "5m", "old")), Bars(("A", "1h", "old"))]),
+        cmd.OpenBars(0, [Running(("A", "5m", "old")), Running(("A", "1h", "old"))]),
         sealed(0, 5, "a", births=[five]),
     )
     assert commits == [(5 * MINUTE_MS, ["a"], [("A", "1h")])]
     assert line.store.births == [five]
+
+
+async def test_running_bars_of_all_shards_are_one_commit(tmp_path, autojump_clock):
+    """A report waits for those of the other shards, and holds nothing else back for long."""
+    line = Line(tmp_path)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(line.writer.run)
+        line.send.send_nowait(cmd.OpenBars(0, [Running(("A", "1m"))]))
+        line.send.send_nowait(amended(1, "news"))
+        await trio.testing.wait_all_tasks_blocked()
+        assert line.store.commits == [(None, ["news"], [])]
+        line.send.send_nowait(amended(0, "behind"))
+        line.send.send_nowait(cmd.OpenBars(1, [Running(("B", "1m"))]))
+        await trio.testing.wait_all_tasks_blocked()
+        assert line.store.commits[1:] == [(None, ["behind"], [("A", "1m"), ("B", "1m")])]
+        line.send.send_nowait(cmd.OpenBars(0, [Running(("A", "1m"))]))
+        line.send.send_nowait(sealed(0, 1, "a"))
+        await trio.testing.wait_all_tasks_blocked()
+        line.send.send_nowait(sealed(1, 1, "b"))
+        await trio.testing.wait_all_tasks_blocked()
+        assert line.store.commits[2:] == [(MINUTE_MS, ["a", "b"], [("A", "1m")])]
+        line.send.send_nowait(cmd.OpenBars(1, [Running(("B", "1m"))]))
+        line.send.close()
+    assert line.store.commits[3:] == [(None, [], [("B", "1m")])]
 
 
 async def test_refused_commit_is_tried_again(tmp_path, autojump_clock):

@@ -18,6 +18,7 @@ import os
 import random
 import sqlite3
 import time
+from collections.abc import Awaitable, Callable
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -278,6 +279,13 @@ async def run(options: argparse.Namespace) -> None:
 
             nursery.start_soon(work)
 
+        sends = [send for send, _ in inboxes]
+
+        async def trade() -> None:
+            """Let all symbols trade, and the running bars be written."""
+            market.trade()
+            await report_running(sends)
+
         async def tick(minute_ms: int) -> float:
             due_s = time.perf_counter()
             for inbox, _ in inboxes:
@@ -287,20 +295,10 @@ async def run(options: argparse.Namespace) -> None:
             watched.durable = trio.Event()
             return watched.done[minute_ms] - due_s
 
-        async def watch_lag(scope: trio.CancelScope) -> None:
-            with scope:
-                await look_on()
-
-        async def look_on() -> None:
-            due_s = trio.current_time()
-            while True:
-                due_s = max(due_s + LAG_EVERY_S, trio.current_time())
-                await trio.sleep_until(due_s)
-                lags_ms.append((trio.current_time() - due_s) * 1e3)
-
         async def settle() -> None:
-            """Wait until fold and checkpoint of the last tick are over."""
-            while watched.busy:  # noqa: ASYNC110
+            """Wait until fold and checkpoint of the last tick, and every report, are over."""
+            await trio.sleep(0.02)
+            while watched.busy or watched.committing or writer.statistics().queue:  # noqa: ASYNC110
                 await trio.sleep(0.005)
             await trio.sleep(options.gap_s)
 
@@ -309,7 +307,7 @@ async def run(options: argparse.Namespace) -> None:
         market.load(start_ms)
         wanted = options.recent - recent_minutes(database)
         for _ in range(max(0, wanted)):
-            market.trade()
+            await trade()
             await tick(market.minute_ms + MINUTE_MS)
         await settle()
         out["recent_minutes"] = recent_minutes(database)
@@ -333,7 +331,7 @@ async def run(options: argparse.Namespace) -> None:
         received = feed.counts.received if feed else 0
         latencies: list[float] = []
         while len(latencies) < options.ordinary:
-            market.trade()
+            await trade()
             await settle()
             minute_ms = market.minute_ms + MINUTE_MS
             latency = await tick(minute_ms)
@@ -353,9 +351,9 @@ async def run(options: argparse.Namespace) -> None:
         collector.pauses_ms.clear()
         # The timer costs what it measures: it runs beside ticks whose latency is not taken.
         scope = trio.CancelScope()
-        nursery.start_soon(watch_lag, scope)
+        nursery.start_soon(watch_lag, lags_ms, scope)
         for _ in range(max(1, options.ordinary // 4) if options.ordinary else 0):
-            market.trade()
+            await trade()
             await settle()
             await tick(market.minute_ms + MINUTE_MS)
         out["lag_ordinary_p999"] = percentile(lags_ms, 0.999)
@@ -363,13 +361,13 @@ async def run(options: argparse.Namespace) -> None:
         scope.cancel()
         await settle()
         if options.ordinary:
-            out |= await refresh_open(market, watched, writer, [send for send, _ in inboxes])
+            out |= await whole_minutes(market, watched, tick, settle, sends)
         clear(watched)
         collector.pauses_ms.clear()
         latencies.clear()
         for boundary_ms in full_boundaries(market.minute_ms)[: options.full]:
             market.load(boundary_ms - MINUTE_MS)
-            market.trade()
+            await trade()
             await settle()
             latencies.append(await tick(boundary_ms))
         if latencies:
@@ -377,11 +375,11 @@ async def run(options: argparse.Namespace) -> None:
             out |= figures("full", latencies, watched, [seconds for _, seconds in apply_times])
             out["gc_full"] = collector.tell()
             scope = trio.CancelScope()
-            nursery.start_soon(watch_lag, scope)
+            nursery.start_soon(watch_lag, lags_ms, scope)
             held_ms = []
             for boundary_ms in full_boundaries(market.minute_ms)[: max(1, options.full // 4)]:
                 market.load(boundary_ms - MINUTE_MS)
-                market.trade()
+                await trade()
                 await settle()
                 lags_ms.clear()
                 await tick(boundary_ms)
@@ -398,31 +396,63 @@ async def run(options: argparse.Namespace) -> None:
     print(json.dumps(out))
 
 
-async def refresh_open(
+async def watch_lag(lags_ms: list[float], scope: trio.CancelScope) -> None:
+    """Note how late a 5 ms timer is."""
+    with scope:
+        due_s = trio.current_time()
+        while True:
+            due_s = max(due_s + LAG_EVERY_S, trio.current_time())
+            await trio.sleep_until(due_s)
+            lags_ms.append((trio.current_time() - due_s) * 1e3)
+
+
+REPORTS = 12
+"""Of the running bars in a minute: every five seconds."""
+
+
+async def report_running(inboxes: list[trio.MemorySendChannel[cmd.Message]]) -> None:
+    """Have the running bars written, as happens every few seconds."""
+    for inbox in inboxes:
+        await inbox.send(cmd.ReportOpenBars())
+
+
+async def whole_minutes(
     market: Market,
     watched: Watched,
-    writer: Writer,
+    tick: Callable[[int], Awaitable[float]],
+    settle: Callable[[], Awaitable[None]],
     inboxes: list[trio.MemorySendChannel[cmd.Message]],
 ) -> dict[str, float]:
-    """Write the running bars, every symbol having traded since the last time."""
-    taken_s, taken_bytes, rows = [], [], []
-    for _ in range(5):
-        market.trade()
-        watched.frames()
-        watched.amended_s, watched.amended_rows = 0.0, 0
-        for inbox in inboxes:
-            await inbox.send(cmd.ReportOpenBars())
-        await trio.sleep(0.3)
-        while watched.committing or writer.statistics().queue:  # noqa: ASYNC110
+    """Write what a minute writes, every symbol trading between two reports of the running bars.
+
+    The first report after a tick has the longer bars too.
+    """
+    seconds: dict[str, list[float]] = {"first": [], "next": []}
+    log_bytes: dict[str, list[int]] = {"first": [], "next": [], "minute": []}
+    while len(log_bytes["minute"]) < 5:
+        minute_ms = market.minute_ms + MINUTE_MS
+        await tick(minute_ms)
+        await settle()
+        total = (watched.wal_commit[-1] + watched.wal_fold[-1]) * PAGE
+        for number in range(REPORTS):
+            market.trade()
+            watched.frames()
+            watched.amended_s = 0.0
+            await report_running(inboxes)
             await trio.sleep(0.05)
-        await trio.sleep(0.05)
-        taken_s.append(watched.amended_s)
-        rows.append(watched.amended_rows)
-        taken_bytes.append(watched.frames() * PAGE)
-    return {
-        "open_ms": percentile(taken_s, 0.5) * 1e3,
-        "open_rows": percentile(rows, 0.5),
-        "open_wal_bytes": percentile(taken_bytes, 0.5),
+            await settle()
+            which = "next" if number else "first"
+            seconds[which].append(watched.amended_s)
+            log_bytes[which].append(watched.frames() * PAGE)
+            total += log_bytes[which][-1]
+        if minute_ms // MINUTE_MS % 3 and minute_ms // MINUTE_MS % 5:
+            log_bytes["minute"].append(total)
+    found = {f"report_{name}_ms": percentile(each, 0.5) * 1e3 for name, each in seconds.items()}
+    return found | {
+        f"{name}_wal_bytes" if name == "minute" else f"report_{name}_wal_bytes": percentile(
+            each, 0.5
+        )
+        for name, each in log_bytes.items()
     }
 
 

@@ -19,8 +19,21 @@ class BarFact(msgspec.Struct, frozen=True, gc=False):
     bar: Bar
 
 
+class RunningBar(msgspec.Struct, frozen=True, gc=False):
+    """A bar that is not sealed yet: the running minute, or what a longer one has merged so far.
+
+    A running longer bar is what it has merged, the minutes sealed since, and the running minute.
+    """
+
+    symbol: str
+    interval: str
+    bar: Bar
+    merged_until_ms: int
+    """Every minute that ends by then is in it. For a minute, its own open time."""
+
+
 class Births(NamedTuple):
-    """Bars of one interval that open with a minute and hold nothing but it, so equal its 1m bar."""
+    """Bars of one interval that open with a minute and have merged none yet."""
 
     interval: str
     open_ms: int

@@ -70,6 +70,7 @@ from klagg_trio.core.facts import (
     Facts,
     Listing,
     MinuteSpan,
+    RunningBar,
     TradeCounts,
 )
 from klagg_trio.core.gaps import Spans
@@ -197,6 +198,8 @@ class Shard:
         self.states: dict[str, SymbolState] = {}
         self.trades = TradeCounts()
         self.bars = BarCounts()
+        self.merged_told = False
+        """Whether `merged_bars` has been asked since the last tick."""
         self._longer_intervals = tuple(intervals[1:])
         self._pending: PendingMinute | None = None
         """Sums of trades that have reached their minute, but not yet its bar."""
@@ -578,6 +581,7 @@ class Shard:
         """Seal every bar that ends at or before `minute_ms`, in order, and open what begins."""
         facts = Facts()
         self._settle()
+        self.merged_told = False
         before = decimal.getcontext()
         decimal.setcontext(EXACT)
         try:
@@ -923,16 +927,30 @@ class Shard:
 
     # -- Reading -------------------------------------------------------------------------------
 
-    def newborn_bars(self) -> list[BarFact]:
-        """Return the 1m bars that the last tick opened, as of the newest trade."""
+    def running_minutes(self) -> list[RunningBar]:
+        """Return the running minutes of all symbols, as of the newest trade."""
         self._settle()
         return [
-            BarFact(state.symbol, MINUTE.name, self._open_minute(state))
+            RunningBar(state.symbol, MINUTE.name, self._open_minute(state), state.minute.open_ms)
             for state in self.states.values()
         ]
 
+    def merged_bars(self) -> list[RunningBar]:
+        """Return what the running longer bars of all symbols have merged: their sealed minutes."""
+        self.merged_told = True
+        running = []
+        for state in self.states.values():
+            for longer in state.longer:
+                bar = longer.bar.copy()
+                if bar.source != Source.SUSPECT:
+                    bar.source = self._source_of_longer(state, bar, 1 + longer.unofficial_minutes)
+                running.append(
+                    RunningBar(state.symbol, longer.interval.name, bar, state.minute.open_ms)
+                )
+        return running
+
     def births(self) -> list[Births]:
-        """Return which longer bars the last tick opened: for now each is its 1m bar, but longer."""
+        """Return which longer bars the last tick opened."""
         open_ms = self.minute_ms
         born: dict[tuple[str, int], list[str]] = {}
         for state in self.states.values():

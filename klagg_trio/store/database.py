@@ -29,12 +29,21 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
+from operator import attrgetter, itemgetter
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 from klagg_trio.core.bar import Bar, Source, combined_source, merge
 from klagg_trio.core.errors import DamagedDataError, StoreError
-from klagg_trio.core.facts import BarFact, Births, Event, Facts, Listing, MinuteSpan
+from klagg_trio.core.facts import (
+    BarFact,
+    Births,
+    Event,
+    Facts,
+    Listing,
+    MinuteSpan,
+    RunningBar,
+)
 from klagg_trio.core.intervals import (
     DAY_MS,
     INTERVALS,
@@ -105,12 +114,19 @@ _RESTATE: Final = {
     )
     for t in _TABLES
 }
-_OPEN: Final = f"INSERT OR REPLACE INTO open_bars ({', '.join(_COLUMNS)}) VALUES ({_MARKS})"
+_OPEN: Final = (
+    f"INSERT INTO open_bars ({', '.join(_COLUMNS)}, merged_until) VALUES ({_MARKS}, ?)"
+    f" ON CONFLICT DO UPDATE SET open_time = excluded.open_time, {_SET},"
+    " merged_until = excluded.merged_until"
+)
 _BORN: Final = (
-    f"INSERT OR REPLACE INTO open_bars ({', '.join(_COLUMNS)})"
-    f" SELECT symbol, ?, open_time, ?, {', '.join(VALUE_COLUMNS)}, source FROM open_bars"
+    f"INSERT OR REPLACE INTO open_bars ({', '.join(_COLUMNS)}, merged_until)"
+    " SELECT symbol, ?, open_time, ?, open, open, open, open, 0, 0, 0, 0, 0,"
+    f" {Source.FLAT:d}, open_time FROM open_bars"
     " WHERE interval = ? AND open_time = ? AND symbol IN (SELECT value FROM json_each(?))"
 )
+_KEY_OF_RUNNING: Final = itemgetter(1, 0)
+_fields: Final = attrgetter("symbol", "interval", "bar", "merged_until_ms")
 _DOUBT: Final = (
     f"source = {Source.SUSPECT:d}",
     f"source IN ({Source.TRADES:d}, {Source.FLAT:d})",
@@ -146,7 +162,7 @@ class Database:
         self._lives: dict[int, Listing] = {}
         self._fold_due = 0.0
         """Symbols to be folded; the fraction waits for the next call."""
-        self._open_written: dict[tuple[int, int], tuple[Any, ...]] = {}
+        self._running_written: dict[tuple[int, int], tuple[Any, ...]] = {}
         """What the row of a running bar was last written from."""
         self._load_symbols()
 
@@ -195,22 +211,22 @@ class Database:
         self,
         minute_ms: int | None,
         facts: Sequence[Facts],
-        open_bars: Iterable[BarFact] = (),
+        running: Iterable[RunningBar] = (),
         births: Iterable[Births] = (),
         meta: Mapping[str, str] | None = None,
     ) -> int:
         """Store facts, in their order, and running bars in one transaction. Returns rows written.
 
-        `births` are running bars too; what is among `open_bars` of the same interval is newer.
+        `births` are running bars too; what is among `running` of the same interval is newer.
         `minute_ms` says that every bar that ends by then is among them, or stored already. `meta`
         are figures for the table of that name.
         """
         with self._transaction():
             rows = sum(self._store(fact) for fact in facts)
-            open_bars = list(open_bars)
-            rows += self._put_open(f for f in open_bars if f.interval == MINUTE.name)
+            running = list(running)
+            rows += self._put_running(x for x in running if x.interval == MINUTE.name)
             rows += self._put_births(births)
-            rows += self._put_open(f for f in open_bars if f.interval != MINUTE.name)
+            rows += self._put_running(x for x in running if x.interval != MINUTE.name)
             for key, value in (meta or {}).items():
                 self._put_meta(key, value)
             if minute_ms is not None:
@@ -284,32 +300,38 @@ class Database:
             for table in _TABLES
         )
 
-    def _put_open(self, facts: Iterable[BarFact]) -> int:
-        """Store the running bars that changed since they were last stored."""
+    def _put_running(self, bars: Iterable[RunningBar]) -> int:
+        """Store the running bars that changed since they were last stored.
+
+        A longer bar that has merged more minutes without trades has not changed: they add nothing.
+        """
         rows = []
-        written = self._open_written
-        for fact in facts:
-            bar = fact.bar
-            number = self._ids.get(fact.symbol)
+        written, ids = self._running_written, self._ids
+        for symbol, interval, bar, merged_until_ms in map(_fields, bars):
+            number = ids.get(symbol)
             if number is None:
                 continue  # a symbol that ended while the report was under way
-            code = INTERVAL_CODES[fact.interval]
-            state = (bar.open_ms, bar.count, bar.close, bar.volume, bar.source)
+            code = INTERVAL_CODES[interval]
+            state: tuple[Any, ...] = (bar.open_ms, bar.source)
+            if bar.count or interval == MINUTE.name:
+                state += (bar.count, bar.close, bar.volume)
             if written.get((number, code)) != state:
                 written[number, code] = state
-                rows.append(_row(number, code, bar))
+                rows.append((*_row(number, code, bar), merged_until_ms))
         if rows:
-            self._connection.executemany(_OPEN, rows)
+            # In the order of the key: pages filled like that are full.
+            self._connection.executemany(_OPEN, sorted(rows, key=_KEY_OF_RUNNING))
         return len(rows)
 
     def _put_births(self, births: Iterable[Births]) -> int:
-        """Store running bars that equal the stored 1m bar of their symbol, but for their length.
+        """Store longer bars that have merged no minute yet.
 
-        The database copies them by itself: where many intervals begin at once they are as many
-        rows as the sealed bars, and would otherwise be made of decimals one by one.
+        The database copies them from their 1m bars by itself: where many intervals begin at once
+        they are as many rows as the sealed bars, and would otherwise be made one by one. The price
+        is only there to be valid: without trades, that of the minutes is shown.
         """
         together: dict[tuple[str, int, int], list[int]] = {}
-        written, minute_code = self._open_written, INTERVAL_CODES[MINUTE.name]
+        written, minute_code = self._running_written, INTERVAL_CODES[MINUTE.name]
         for birth in births:
             numbers = together.setdefault((birth.interval, birth.open_ms, birth.end_ms), [])
             code = INTERVAL_CODES[birth.interval]
@@ -317,7 +339,7 @@ class Database:
                 number = self._ids.get(symbol)
                 state = None if number is None else written.get((number, minute_code))
                 if number is not None and state is not None and state[0] == birth.open_ms:
-                    written[number, code] = state
+                    written[number, code] = (birth.open_ms, Source.FLAT)
                     numbers.append(number)
         return sum(
             self._connection.execute(
@@ -395,7 +417,7 @@ class Database:
         self._ids.clear()
         self._folded.clear()
         self._lives.clear()
-        self._open_written.clear()
+        self._running_written.clear()
         for number, folded_until, *listing in self._connection.execute(
             "SELECT id, folded_until, symbol, onboard_ms, delivery_ms, three_day_phase_ms"
             " FROM symbols"
@@ -445,8 +467,8 @@ class Database:
             execute = self._connection.execute
             execute("UPDATE symbols SET status = 'ENDED' WHERE id = ?", (number,))
             execute("DELETE FROM open_bars WHERE symbol = ?", (number,))
-            for key in [key for key in self._open_written if key[0] == number]:
-                del self._open_written[key]
+            for key in [key for key in self._running_written if key[0] == number]:
+                del self._running_written[key]
 
     # -- What a backfill writes and reads ------------------------------------------------------
 
@@ -502,7 +524,8 @@ class Database:
 
         Called once a minute, it brings every symbol's turn every `FOLD_TURN` minutes.
         """
-        until_ms = self.last_tick()
+        # The minute sealed last stays: the view of the running bars looks for it there.
+        until_ms = self.last_tick() - MINUTE_MS
         self._fold_due += len(self._folded) / FOLD_TURN
         count = int(self._fold_due)
         self._fold_due -= count

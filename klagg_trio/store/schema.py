@@ -13,6 +13,11 @@ People read the views: `klines` (sealed bars), `open_klines` (running bars), `kl
 The order of the joins in `klines` is fixed (CROSS JOIN): symbol and interval lead to the recent
 bars by one key lookup a bar, over the few opening times that `recent_opens` lists. Left to itself
 the planner would scan all recent bars of all symbols.
+
+Of a running longer bar, `open_bars` has what it has merged up to `merged_until`, written once a
+minute and not with every trade. `open_klines` adds what came since: the minute sealed last, where
+it is not among that, and the running minute. More than these two is never missing, but for minutes
+without trades (`worker.apply`, `Database.fold`).
 """
 
 from __future__ import annotations
@@ -21,10 +26,12 @@ import sqlite3
 from typing import Final
 
 from klagg_trio.core.bar import Source
-from klagg_trio.core.intervals import INTERVALS
+from klagg_trio.core.intervals import INTERVALS, MINUTE, MINUTE_MS
 
 INTERVAL_CODES: Final = {name: code for code, name in enumerate(INTERVALS)}
 """Numbers for the intervals. They are stored: new ones may only be added at the end."""
+
+_MINUTE: Final = INTERVAL_CODES[MINUTE.name]
 
 VALUE_COLUMNS: Final = (
     "open",
@@ -87,6 +94,40 @@ _SOURCE_NAME: Final = "CASE b.source {} END".format(
     " ".join(f"WHEN {source.value} THEN '{source.label}'" for source in Source)
 )
 
+_FOLDED_KLINES: Final = f"""
+    SELECT {_NAMED.format(open_time="b.open_time", source=_SOURCE_NAME, revision="b.revision")}
+    {{sealed}}
+    FROM symbols AS s
+    CROSS JOIN intervals AS i
+    CROSS JOIN bars AS b ON b.symbol = s.id AND b.interval = i.id
+"""
+_RECENT_KLINES: Final = f"""
+    SELECT {_NAMED.format(open_time="r.open_time", source=_SOURCE_NAME, revision="b.revision")}
+    {{sealed}}
+    FROM symbols AS s
+    CROSS JOIN intervals AS i
+    CROSS JOIN recent_opens AS r ON r.interval = i.id
+    CROSS JOIN recent_bars AS b
+        ON b.open_time = r.open_time AND b.interval = r.interval AND b.symbol = s.id
+        AND b.end_time > s.folded_until
+"""
+
+
+def _view(name: str, *parts: str) -> str:
+    """Return the statement that makes a view of these parts."""
+    return f"CREATE VIEW {name} AS {'UNION ALL'.join(parts)};"
+
+
+def _plain(*parts: str) -> list[str]:
+    """Return the parts of a view as they are."""
+    return [part.format(sealed="") for part in parts]
+
+
+def _marked(sealed: int, *parts: str) -> list[str]:
+    """Return the parts of a view with a last column that says whether their bars are sealed."""
+    return [part.format(sealed=f", {sealed} AS sealed") for part in parts]
+
+
 _BARS_AND_NAMES: Final = [
     """
     CREATE TABLE symbols (
@@ -148,21 +189,7 @@ _BARS_AND_NAMES: Final = [
         key="interval, symbol",
         checks=_CHECKS,
     ),
-    f"""
-    CREATE VIEW klines AS
-    SELECT {_NAMED.format(open_time="b.open_time", source=_SOURCE_NAME, revision="b.revision")}
-    FROM symbols AS s
-    CROSS JOIN intervals AS i
-    CROSS JOIN bars AS b ON b.symbol = s.id AND b.interval = i.id
-    UNION ALL
-    SELECT {_NAMED.format(open_time="r.open_time", source=_SOURCE_NAME, revision="b.revision")}
-    FROM symbols AS s
-    CROSS JOIN intervals AS i
-    CROSS JOIN recent_opens AS r ON r.interval = i.id
-    CROSS JOIN recent_bars AS b
-        ON b.open_time = r.open_time AND b.interval = r.interval AND b.symbol = s.id
-        AND b.end_time > s.folded_until;
-    """,
+    _view("klines", *_plain(_FOLDED_KLINES, _RECENT_KLINES)),
     f"""
     CREATE VIEW open_klines AS
     SELECT {_NAMED.format(open_time="b.open_time", source=_SOURCE_NAME, revision="0")}
@@ -179,9 +206,92 @@ _BARS_AND_NAMES: Final = [
 ]
 
 
+def _of_traded(parts: str, name: str) -> str:
+    """Return the value of the first of these parts that has trades, or of the running minute."""
+    cases = " ".join(f"WHEN {x}.count THEN {x}.{name}" for x in parts)
+    return f"CAST(CASE {cases} ELSE m.{name} END AS REAL)"
+
+
+def _extreme(which: str, name: str, none: str) -> str:
+    """Return the largest or smallest value of the parts that have trades."""
+    parts = ", ".join(f"CASE WHEN {x}.count THEN {x}.{name} ELSE {none} END" for x in "bpm")
+    value = f"CASE WHEN b.count OR p.count OR m.count THEN {which}({parts}) ELSE m.close END"
+    return f"CAST({value} AS REAL)"
+
+
+def _sum(name: str) -> str:
+    """Return the sum over the parts, to the 15 digits that floats carry unharmed."""
+    total = f"b.{name} + ifnull(p.{name}, 0) + m.{name}"
+    return f"CAST(printf('%.15g', {total}) AS REAL)"
+
+
+# Only where each column has the same affinity in all parts of a view are its parts merged in order.
+_NO_REVISION: Final = "CAST(0 AS INTEGER)"
+_RUNNING_MINUTES: Final = f"""
+    SELECT {_NAMED.format(open_time="b.open_time", source=_SOURCE_NAME, revision=_NO_REVISION)}
+    {{sealed}}
+    FROM symbols AS s
+    CROSS JOIN intervals AS i
+    CROSS JOIN open_bars AS b ON b.interval = i.id AND b.symbol = s.id
+    WHERE i.id = {_MINUTE}
+"""
+# b: what has been merged. p: the minute sealed last, where it has not. m: the running minute.
+_RUNNING_LONGER: Final = f"""
+    SELECT
+        s.symbol, i.interval, b.open_time,
+        {_of_traded("bpm", "open")},
+        {_extreme("max", "high", "0")},
+        {_extreme("min", "low", "9e999")},
+        {_of_traded("mpb", "close")},
+        {_sum("volume")},
+        b.end_time - 1,
+        {_sum("quote_volume")},
+        CAST(b.count + ifnull(p.count, 0) + m.count AS INTEGER),
+        {_sum("taker_buy_volume")},
+        {_sum("taker_buy_quote_volume")},
+        CASE
+            WHEN {Source.SUSPECT:d} IN (b.source, ifnull(p.source, -1), m.source) THEN 'suspect'
+            WHEN b.count OR p.count OR m.count THEN 'trades'
+            ELSE 'flat'
+        END,
+        {_NO_REVISION}
+        {{sealed}}
+    FROM symbols AS s
+    CROSS JOIN intervals AS i
+    CROSS JOIN open_bars AS b ON b.interval = i.id AND b.symbol = s.id
+    CROSS JOIN open_bars AS m ON m.interval = {_MINUTE} AND m.symbol = s.id
+    LEFT JOIN recent_bars AS p
+        ON p.open_time = m.open_time - {MINUTE_MS} AND p.interval = {_MINUTE} AND p.symbol = s.id
+        AND p.open_time >= b.merged_until
+    WHERE i.id <> {_MINUTE}
+"""
+
+_RUNNING_BARS_BY_PARTS: Final = [
+    "DROP VIEW klines_all",
+    "DROP VIEW open_klines",
+    "DROP TABLE open_bars",  # a run writes all of them anew
+    _BAR_TABLE.format(
+        name="open_bars",
+        values=_VALUES,
+        revision="merged_until INTEGER NOT NULL,",
+        key="interval, symbol",
+        checks=_CHECKS,
+    ),
+    _view("open_klines", *_plain(_RUNNING_MINUTES, _RUNNING_LONGER)),
+    # One list of parts: were it nested, the planner would sort all bars of a symbol.
+    _view(
+        "klines_all",
+        *_marked(1, _FOLDED_KLINES, _RECENT_KLINES),
+        *_marked(0, _RUNNING_MINUTES, _RUNNING_LONGER),
+    ),
+]
+
 _MIGRATION_SET: Final = "klagg"
 
-STEPS: Final[dict[str, list[str]]] = {"0001 bars and names": _BARS_AND_NAMES}
+STEPS: Final[dict[str, list[str]]] = {
+    "0001 bars and names": _BARS_AND_NAMES,
+    "0002 running bars by parts": _RUNNING_BARS_BY_PARTS,
+}
 """What makes the schema, in order. A step that has been released is never changed."""
 
 

@@ -71,7 +71,7 @@ def test_columns_make_no_difference(name, seed):
             store.take(shard.apply_trades(batch))
         batch.clear()
         if draw.random() < 0.1:
-            draw.choice((shard.open_bars, shard.newborn_bars, shard.seeds))()
+            draw.choice((shard.open_bars, shard.running_minutes, shard.seeds))()
 
     for method, arguments in world.log:
         if method == "apply_trades":

@@ -95,20 +95,23 @@ def test_open_bars_show_sealed_minutes_and_the_running_one():
         assert five.source == Source.TRADES
 
 
-def test_newborn_bars_are_those_that_open_with_the_minute():
-    """After a tick: the 1m bar always, the 5m bar only where one begins, equal but for its end."""
+def test_running_bars_by_parts():
+    """A longer bar is told as what it has merged; where one begins with a tick, that is nothing."""
     desk = Desk("5m")
+    desk.trades(trade(1, 0.5, 10_100))
     desk.tick(1)
-    assert [fact.interval for fact in desk.shard.newborn_bars()] == ["1m"]
+    desk.trades(trade(2, 1.5, 10_200))
+    (minute,) = desk.shard.running_minutes()
+    assert (minute.interval, minute.merged_until_ms, minute.bar.count) == ("1m", ms(1), 1)
+    (five,) = desk.shard.merged_bars()
+    assert (five.interval, five.merged_until_ms, five.bar.count) == ("5m", ms(1), 1)
+    assert five.bar.close == Decimal("101")
     assert desk.shard.births() == []
     desk.tick(5)
-    desk.trades(trade(1, 5.1, 10_700))
-    (newborn,) = desk.shard.newborn_bars()
+    desk.trades(trade(3, 5.1, 10_700))
     assert desk.shard.births() == [Births("5m", ms(5), ms(10), [SYMBOL])]
-    _, five = desk.shard.open_bars()
-    assert (five.interval, five.bar.end_ms) == ("5m", ms(10))
-    assert five.bar.values() == newborn.bar.values()
-    assert five.bar.source == newborn.bar.source
+    (five,) = desk.shard.merged_bars()
+    assert (five.merged_until_ms, five.bar.count, five.bar.source) == (ms(5), 0, Source.FLAT)
 
 
 def test_open_bars_of_a_lost_feed_are_suspect():

@@ -15,7 +15,15 @@ from hypothesis import strategies as st
 
 from klagg_trio.core.bar import Bar, Source
 from klagg_trio.core.errors import DamagedDataError, StoreError
-from klagg_trio.core.facts import BarFact, Births, Event, Facts, Listing, MinuteSpan
+from klagg_trio.core.facts import (
+    BarFact,
+    Births,
+    Event,
+    Facts,
+    Listing,
+    MinuteSpan,
+    RunningBar,
+)
 from klagg_trio.core.intervals import DAY_MS, INTERVALS, MINUTE_MS, THREE_DAY_PHASE_MS
 from klagg_trio.store import database as module
 from klagg_trio.store.database import NEVER_MS, Database, open_reader
@@ -67,6 +75,12 @@ def bar(minute, source=Source.TRADES, *, price="10", volume="2", count=3, interv
 def fact(*args, symbol="AUSDT", interval="1m", **kwargs):
     """Return a bar of a symbol."""
     return BarFact(symbol, interval, bar(*args, interval=interval, **kwargs))
+
+
+def running(*args, merged=0, **kwargs):
+    """Return a running bar that has merged so many minutes since midnight."""
+    told = fact(*args, **kwargs)
+    return RunningBar(told.symbol, told.interval, told.bar, MIDNIGHT_MS + merged * MINUTE_MS)
 
 
 def sealed(*facts):
@@ -132,7 +146,9 @@ def test_database_of_a_newer_klagg_is_refused(path):
     """An unknown migration step means that this program does not know the tables."""
     Database.open(path).close()
     connection = sqlite3.connect(path)
-    connection.execute("UPDATE _sqlite_migrations SET name = '9999 the future'")
+    connection.execute(
+        "UPDATE _sqlite_migrations SET name = '9999 the future' WHERE name LIKE '0001%'"
+    )
     connection.commit()
     connection.close()
     with pytest.raises(DamagedDataError, match="a newer klagg made it"):
@@ -202,7 +218,7 @@ def test_tick_replaces_only_suspect_bars(database, stored, again, expected, fold
     """A bar sealed again, after a restart, only takes the place of a suspect one."""
     database.commit(MIDNIGHT_MS + MINUTE_MS, [listing(), sealed(fact(0, stored))])
     if folded:
-        database.fold()
+        fold_all(database)
     database.commit(None, [sealed(fact(0, again, price="11"))])
     assert rows(database) == [(0, *expected)]
 
@@ -224,7 +240,7 @@ def test_restatement_replaces_all_but_official_bars(database, stored, again, exp
     """An official bar only gives way to an official one."""
     database.commit(MIDNIGHT_MS + MINUTE_MS, [listing(), sealed(fact(0, stored))])
     if folded:
-        database.fold()
+        fold_all(database)
     database.commit(None, [restated(fact(0, again, price="11"))])
     assert rows(database) == [(0, *expected)]
 
@@ -262,13 +278,21 @@ def test_proven_minutes_get_their_source_back(database, folded):
     facts = sealed(fact(0, Source.SUSPECT), fact(1, Source.SUSPECT, volume="0", count=0))
     database.commit(MIDNIGHT_MS + 2 * MINUTE_MS, [listing(), facts])
     if folded:
-        database.fold()
+        fold_all(database)
     span = MinuteSpan("AUSDT", MIDNIGHT_MS, MIDNIGHT_MS + MINUTE_MS)
     database.commit(None, [Facts(proven=[span])])
     assert rows(database) == [(0, "trades", 1), (1, "flat", 1)]
 
 
 # -- Folding -----------------------------------------------------------------------------------
+
+
+def fold_all(database):
+    """Let a minute pass, and give every symbol its turn."""
+    database.commit(database.last_tick() + MINUTE_MS, [])
+    database._fold_due = float(len(database._folded))
+    assert database.fold() > 0
+
 
 SYMBOLS = ("AUSDT", "BUSDT", "我踏马来了USDT")
 
@@ -332,17 +356,17 @@ def test_no_reader_sees_where_a_bar_lies(tmp_path_factory, steps, turn):
 
 
 def all_open(database):
-    """Return every column of the stored running bars."""
-    query = "SELECT * FROM open_klines ORDER BY symbol, interval"
-    return database._connection.execute(query).fetchall()
+    """Return the columns of the stored running bars, by symbol and interval."""
+    cursor = database._connection.execute("SELECT * FROM open_klines")
+    names = [column for column, *_ in cursor.description]
+    made = [dict(zip(names, row, strict=True)) for row in cursor]
+    return {(row["symbol"], row.pop("interval")): row for row in made}
 
 
-def test_bars_that_are_born_equal_their_minute_but_for_its_length(database, tmp_path):
-    """The database copies the rows that would have been written one by one."""
-    other = Database.open(tmp_path / "other.db")
-    minutes = [fact(5), fact(5, Source.SUSPECT, symbol="BUSDT", price="7.25")]
-    for each in (database, other):
-        each.commit(MIDNIGHT_MS + 5 * MINUTE_MS, [listing(), listing("BUSDT")], minutes)
+def test_bars_that_are_born_show_their_minute(database):
+    """The database makes the rows of the longer bars that begin; they are their minute so far."""
+    minutes = [running(5), running(5, Source.SUSPECT, symbol="BUSDT", price="7.25")]
+    database.commit(MIDNIGHT_MS + 5 * MINUTE_MS, [listing(), listing("BUSDT")], minutes)
     ends = {"5m": 10, "1h": 65}
     births = [
         Births(name, MIDNIGHT_MS + 5 * MINUTE_MS, MIDNIGHT_MS + end * MINUTE_MS, [symbol])
@@ -350,25 +374,31 @@ def test_bars_that_are_born_equal_their_minute_but_for_its_length(database, tmp_
         for symbol in ("AUSDT", "BUSDT", "GONEUSDT")
     ]
     assert database.commit(None, [], [], births) == 4
-    longer = [
-        BarFact(
-            each.symbol,
-            name,
-            msgspec.structs.replace(each.bar, end_ms=MIDNIGHT_MS + end * MINUTE_MS),
-        )
-        for each in minutes
-        for name, end in ends.items()
+    shown = all_open(database)
+    for symbol in ("AUSDT", "BUSDT"):
+        minute = shown.pop((symbol, "1m"))
+        for name, end in ends.items():
+            longer = shown.pop((symbol, name))
+            assert longer.pop("close_time") == MIDNIGHT_MS + end * MINUTE_MS - 1
+            assert longer.items() <= minute.items()
+    assert not shown
+    empty = [
+        running(5, Source.FLAT, symbol=symbol, interval=name, price="1", merged=6)
+        for symbol in ("AUSDT", "BUSDT")
+        for name in ends
     ]
-    assert other.commit(None, [], longer) == 4
-    assert all_open(database) == all_open(other)
-    assert len(all_open(database)) == 6
-    assert database.commit(None, [], longer) == 0  # it knows what it has written
-    other.close()
+    empty = [
+        msgspec.structs.replace(
+            each, bar=msgspec.structs.replace(each.bar, end_ms=MIDNIGHT_MS + 65 * MINUTE_MS)
+        )
+        for each in empty
+    ]
+    assert database.commit(None, [], empty) == 0  # a minute without trades changes nothing
 
 
 def test_a_birth_is_not_copied_from_another_minute(database):
     """Where the stored 1m bar is not of the minute in which a bar begins, there is none yet."""
-    database.commit(MIDNIGHT_MS, [listing()], [fact(4)])
+    database.commit(MIDNIGHT_MS, [listing()], [running(4)])
     birth = Births("5m", MIDNIGHT_MS + 5 * MINUTE_MS, MIDNIGHT_MS + 10 * MINUTE_MS, ["AUSDT"])
     assert database.commit(None, [], [], [birth]) == 0
     assert len(all_open(database)) == 1
@@ -377,9 +407,9 @@ def test_a_birth_is_not_copied_from_another_minute(database):
 def test_what_is_reported_of_a_bar_holds_over_its_birth(database):
     """A report of the same transaction is newer than the copy."""
     birth = Births("5m", MIDNIGHT_MS, MIDNIGHT_MS + 5 * MINUTE_MS, ["AUSDT"])
-    newer = BarFact("AUSDT", "5m", bar(0, price="99", interval="5m"))
-    database.commit(MIDNIGHT_MS, [listing()], [newer, fact(0)], [birth])
-    assert next(row for row in all_open(database) if "5m" in row)[3] == 99.0
+    newer = running(0, price="99", interval="5m")
+    database.commit(MIDNIGHT_MS, [listing()], [newer, running(0)], [birth])
+    assert all_open(database)["AUSDT", "5m"]["high"] == 99.0
 
 
 def test_folding_leaves_nothing_behind(database, monkeypatch):
@@ -390,12 +420,12 @@ def test_folding_leaves_nothing_behind(database, monkeypatch):
             MIDNIGHT_MS + (minute + 1) * MINUTE_MS,
             [listing(), listing("BUSDT"), sealed(fact(minute), fact(minute, symbol="BUSDT"))],
         )
-    assert database.fold() == 10
+    assert database.fold() == 8  # the minute sealed last stays, for the running bars
     counts = [
         database._connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
         for table in ("bars", "recent_bars", "recent_opens")
     ]
-    assert counts == [10, 0, 0]
+    assert counts == [8, 2, 1]
 
 
 SERIES = "symbol = 'AUSDT' AND interval = '1m'"
@@ -416,6 +446,14 @@ def test_reading_uses_the_keys(database, query):
     assert [step for step in plan if step.startswith("SEARCH b USING PRIMARY KEY")]
 
 
+def test_all_bars_of_a_series_are_merged_in_order(database):
+    """Nor does a query of sealed and running bars together look at more than it returns."""
+    query = f"SELECT * FROM klines_all WHERE {SERIES} ORDER BY open_time DESC LIMIT 9"
+    plan = [row[3] for row in database._connection.execute(f"EXPLAIN QUERY PLAN {query}")]
+    assert plan[0] == "MERGE (UNION ALL)", plan
+    assert not [step for step in plan if step.startswith(("SCAN", "CO-ROUTINE"))], plan
+
+
 # -- Longer bars -------------------------------------------------------------------------------
 
 
@@ -434,7 +472,7 @@ def test_longer_bar_follows_its_minutes(database, folded):
     """A longer bar that no shard tells of is made from its stored minutes."""
     five_minutes(database, *(fact(minute) for minute in range(5)))
     if folded:
-        database.fold()
+        fold_all(database)
     database.commit(None, [restated(fact(0, Source.OFFICIAL, volume="7", count=4))])
     assert rows(database, LONGER, LONGER_COLUMNS) == [(15.0, 16, "trades", 1)]
 
@@ -554,16 +592,20 @@ def open_rows(database):
 
 def test_running_bars_are_replaced(database):
     """There is one running bar a symbol and interval; what did not change is not written."""
-    first = [fact(0), fact(0, interval="5m")]
+    first = [running(0), running(0, interval="5m")]
     assert database.commit(None, [listing()], first) == 2
-    second = [fact(0), fact(0, interval="5m", price="11")]
+    second = [running(0), running(0, interval="5m", price="11")]
     assert database.commit(None, [], second) == 1
-    assert open_rows(database) == [("AUSDT", "1m", 10.0), ("AUSDT", "5m", 11.0)]
+    assert open_rows(database) == [("AUSDT", "1m", 10.0), ("AUSDT", "5m", 10.0)]
+    third = [running(0, Source.FLAT, price="12")]
+    assert database.commit(None, [], third) == 1
+    assert open_rows(database) == [("AUSDT", "1m", 12.0), ("AUSDT", "5m", 11.0)]
 
 
 def test_symbol_that_ended_has_no_running_bars(database):
     """Freezing a symbol takes its running bars away; a late report does not bring them back."""
-    database.commit(None, [listing(), listing("BUSDT")], [fact(0), fact(0, symbol="BUSDT")])
+    both = [running(0), running(0, symbol="BUSDT")]
+    database.commit(None, [listing(), listing("BUSDT")], both)
     database.commit(None, [Facts(ended=["AUSDT"])])
     assert open_rows(database) == [("BUSDT", "1m", 10.0)]
     status = database._connection.execute("SELECT symbol, status FROM symbols ORDER BY 1")
@@ -573,7 +615,7 @@ def test_symbol_that_ended_has_no_running_bars(database):
 def test_reused_ticker_is_a_new_symbol(database):
     """The old contract's bars keep another name; the new one's begin under the ticker."""
     old = listing(onboard_ms=MIDNIGHT_MS)
-    database.commit(None, [old, sealed(fact(0))], [fact(1)])
+    database.commit(None, [old, sealed(fact(0))], [running(1)])
     new = listing(onboard_ms=MIDNIGHT_MS + 2 * MINUTE_MS)
     database.commit(None, [Facts(ended=["AUSDT"]), new, sealed(fact(2), fact(3))])
     assert rows(database, columns="symbol, open_time") == [
