@@ -51,7 +51,7 @@ def main() -> None:
 
     def add(parse: argparse.ArgumentParser) -> None:
         parse.add_argument("--seconds", type=float, default=60.0)
-        parse.add_argument("--gc", default="as is", help="as is, or: tuned")
+        parse.add_argument("--gc", default="frozen", help="frozen, as klagg run has it, or: as is")
 
     options = part.options(runs=1, add=add)
     seconds = 3.0 if options.quick else options.seconds

@@ -7,7 +7,6 @@ blaster in real time. The exchange's time begins with the capture.
 from __future__ import annotations
 
 import argparse
-import gc
 import io
 import json
 import os
@@ -23,6 +22,7 @@ from bench.contenders.klagg import seeds
 from bench.market import MINUTE_MS, Capture, capture
 from bench.measure import percentile
 from klagg_trio import nursery_app
+from klagg_trio.commands.run import freeze_start_state
 from klagg_trio.core.bar import Bar
 from klagg_trio.core.intervals import INTERVALS
 from klagg_trio.core.seed import StartState
@@ -126,10 +126,6 @@ async def run(options: argparse.Namespace) -> None:
         run_in_thread=one_thread(),
         wall_ms=lambda: time.time_ns() / 1e6,
     )
-    if options.gc == "tuned":
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(100_000, 20, 20)
     stop = trio.Event()
     lags_ms: list[float] = []
     out: dict[str, object] = {}
@@ -158,6 +154,8 @@ async def run(options: argparse.Namespace) -> None:
             out["rows"] = report.vitals.writer.rows
 
         app = await nursery.start(whole)
+        if options.gc == "frozen":
+            freeze_start_state()
         with trio.fail_after(30):
             while not app.feeds.counts.received:  # noqa: ASYNC110
                 await trio.sleep(0.05)
@@ -207,5 +205,5 @@ if __name__ == "__main__":
     parse.add_argument("--settled-s", type=float, default=8.0, help="before measuring begins")
     parse.add_argument("--watch", default="none", choices=("none", "line", "dashboard"))
     parse.add_argument("--timed", action="store_true")
-    parse.add_argument("--gc", default="as is", choices=("as is", "tuned"))
+    parse.add_argument("--gc", default="frozen", choices=("as is", "frozen"))
     trio.run(run, parse.parse_args())
