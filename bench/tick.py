@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import shutil
 from functools import partial
 from pathlib import Path
@@ -58,6 +59,7 @@ def run_one(
     folder = CACHE / "tick-now"
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(base, folder)
+    os.sync()  # or the first commit would wait until the copy is on disk
     if symbols * intervals > LARGE:  # the feed's capture lasts a minute
         ordinary, full = ordinary // 3, full // 5
     arguments = [str(folder), str(symbols), str(intervals)]
@@ -101,7 +103,7 @@ def main() -> None:
     def add(parse: argparse.ArgumentParser) -> None:
         parse.add_argument("--sizes", default="", help="such as 500x15x10000000,5000x7x0")
         parse.add_argument("--no-feed", action="store_true")
-        parse.add_argument("--gc", default="as is", help="as is, frozen, tuned or off")
+        parse.add_argument("--gc", default="frozen", help="frozen, as klagg run has it; as is; off")
         parse.add_argument("--ordinary", type=int, default=30, help="ordinary ticks a run")
         parse.add_argument("--full", type=int, default=20, help="ticks with all ending a run")
 

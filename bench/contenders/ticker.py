@@ -161,8 +161,6 @@ class Watched:
         return int(self.connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()[1])
 
     def commit(self, minute_ms: int | None, *what: Any) -> int:
-        if minute_ms is not None:
-            self.frames()
         self.committing = True
         started = time.perf_counter()
         rows = self.inner.commit(minute_ms, *what)
@@ -301,6 +299,7 @@ async def run(options: argparse.Namespace) -> None:
             while watched.busy or watched.committing or writer.statistics().queue:  # noqa: ASYNC110
                 await trio.sleep(0.005)
             await trio.sleep(options.gap_s)
+            watched.frames()  # the log is counted from here
 
         start_ms = max(database.last_tick(), END_MS)
         # The minutes of a whole turn of folding first: the recent bars hold their usual amount.
@@ -323,9 +322,6 @@ async def run(options: argparse.Namespace) -> None:
             gc.freeze()
         elif options.gc == "off":
             gc.disable()
-        elif options.gc == "tuned":
-            gc.freeze()
-            gc.set_threshold(100_000, 20, 20)
         clear(watched)
         began_s, began_cpu_s = time.perf_counter(), time.process_time()
         received = feed.counts.received if feed else 0
@@ -535,6 +531,6 @@ if __name__ == "__main__":
     parse.add_argument("--ordinary", type=int, default=40)
     parse.add_argument("--full", type=int, default=20)
     parse.add_argument("--recent", type=int, default=240)
-    parse.add_argument("--gc", default="as is", choices=("as is", "frozen", "tuned", "off"))
+    parse.add_argument("--gc", default="frozen", choices=("as is", "frozen", "off"))
     parse.add_argument("--gap-s", type=float, default=0.1)
     trio.run(run, parse.parse_args())

@@ -12,6 +12,8 @@ already had trades, the last few sealed minutes, and the running bar of each lon
 - `tick` alone seals. For each minute up to the given one, in order, and for each symbol: seal the
   1m bar (flat at the previous close where nothing traded), merge it into the longer bars, seal
   those that end with it, open what begins. A late tick does the same for every missed minute.
+  The merging waits where no longer bar ends: a tick is urgent, and whoever reads or changes longer
+  bars merges first what is *unmerged*.
 - `feed_lost` and `feed_live` say from when to when nobody watched.
 - `add_symbol`, `remove_symbol`, `replace_minutes` do what their names say.
 
@@ -98,6 +100,9 @@ missing trades, only that the numbering broke."""
 SEED_FILL_MS_MAX: Final = DAY_MS
 """A symbol found later than this after its listing starts at the current minute instead."""
 
+UNMERGED_MAX: Final = 3
+"""Sealed minutes that wait to be merged into longer bars; every one of them is held anyway."""
+
 OFFICIAL_SPANS_MAX: Final = 32
 """Spans of official minutes remembered per symbol. Doubt never reaches back further than a few."""
 
@@ -150,6 +155,7 @@ class SymbolState:
     last_close: Decimal
     """Close of the last sealed minute: the price of a flat one."""
     longer: list[_Longer]
+    """Their bars lack the `unmerged` minutes."""
     next_id: int = _IN_DOUBT
     """The aggregate id that continues; -1 while in doubt."""
     resume_id: int = UNKNOWN_ID
@@ -169,6 +175,12 @@ class SymbolState:
     """The bar of that minute, where it is known."""
     ahead: dict[int, Bar] = field(default_factory=dict)
     """Bars of minutes that the clock has not reached, by open time, as far as AHEAD_MS_MAX."""
+    unmerged: list[Bar] = field(default_factory=list)
+    """Sealed minutes, at most UNMERGED_MAX, that are not in the longer bars yet."""
+    longer_end_ms: int = field(init=False)
+    """When the next of the longer bars ends."""
+    longer_born_ms: int = 0
+    """When a tick last opened one of them."""
     held: list[Bar] = field(default_factory=list)
     """The last HELD_MINUTES sealed minutes, oldest first."""
     gaps: list[_Gap] = field(default_factory=list)
@@ -184,6 +196,22 @@ class SymbolState:
     """Recent minutes replaced by the exchange's own: they are never doubted again."""
     partials: dict[int, Bar] = field(default_factory=dict)
     """Suspect minutes that hold trades and are no longer in `held`, by open time."""
+
+    def __post_init__(self) -> None:
+        self.look_for_next_end()
+
+    def look_for_next_end(self) -> None:
+        """Bring `longer_end_ms` up to date."""
+        self.longer_end_ms = min((x.bar.end_ms for x in self.longer), default=NEVER_MS)
+
+    def merge(self) -> None:
+        """Bring the longer bars up to date. Runs under EXACT."""
+        traded = [minute for minute in self.unmerged if minute.count]
+        for longer in self.longer:
+            longer.unofficial_minutes += len(self.unmerged)
+            for minute in traded:
+                longer.bar.absorb(minute)
+        self.unmerged.clear()
 
 
 class Shard:
@@ -241,6 +269,7 @@ class Shard:
         missing, so the id that continues is that of the first trade not in a sealed bar.
         """
         self._settle()
+        self._merge_all()
         return [self._seed_of(state) for state in self.states.values()]
 
     def add_symbol(
@@ -603,8 +632,7 @@ class Shard:
         bar = state.minute
         end_ms = bar.end_ms
         bar.source = self._judge(state, bar)
-        sealed = facts.sealed
-        sealed.append(BarFact(state.symbol, MINUTE.name, bar))
+        facts.sealed.append(BarFact(state.symbol, MINUTE.name, bar))
         counts = self.bars
         counts.sealed += 1
         if bar.source == Source.SUSPECT:
@@ -613,15 +641,21 @@ class Shard:
         elif bar.source == Source.FLAT:
             counts.flat += 1
         self._hold(state, bar)
-        price = bar.close
-        traded = bar.count
-        if traded:
+        if bar.count:
             state.traded, state.traded_ms = bar, bar.open_ms
+        state.unmerged.append(bar)
+        if state.longer_end_ms <= end_ms:
+            state.merge()
+            self._seal_longer(state, end_ms, bar.close, facts)
+        elif len(state.unmerged) > UNMERGED_MAX:
+            state.merge()
+        state.last_close = bar.close
+        state.minute = self._next_minute(state, end_ms, bar.close)
+
+    def _seal_longer(self, state: SymbolState, end_ms: int, price: Decimal, facts: Facts) -> None:
+        """Seal the longer bars that end by `end_ms`; open those that follow."""
         for longer in state.longer:
             running = longer.bar
-            if traded:
-                running.absorb(bar)
-            longer.unofficial_minutes += 1
             if running.end_ms <= end_ms:
                 longer.previous = running
                 if running.source == Source.SUSPECT:
@@ -629,13 +663,13 @@ class Shard:
                 else:
                     unofficial = longer.unofficial_minutes
                     running.source = self._source_of_longer(state, running, unofficial)
-                sealed.append(BarFact(state.symbol, longer.interval.name, running))
-                counts.sealed += 1
+                facts.sealed.append(BarFact(state.symbol, longer.interval.name, running))
+                self.bars.sealed += 1
                 longer.bar = newborn(running.end_ms, longer.interval.end(running.end_ms), price)
                 longer.previous_unofficial_minutes = longer.unofficial_minutes
                 longer.unofficial_minutes = 0
-        state.last_close = price
-        state.minute = self._next_minute(state, end_ms, price)
+        state.longer_born_ms = end_ms
+        state.look_for_next_end()
 
     def _judge(self, state: SymbolState, bar: Bar) -> Source:
         """Decide whether a minute can be vouched for, at the moment when it is sealed."""
@@ -684,6 +718,7 @@ class Shard:
 
     def _freeze(self, state: SymbolState, facts: Facts) -> None:
         """Seal a symbol that has ended, with what its longer bars hold, and let it go."""
+        state.merge()
         for longer in state.longer:
             if longer.bar.open_ms >= self.minute_ms:
                 continue  # it would have begun with the end
@@ -790,6 +825,7 @@ class Shard:
 
     def _restate(self, state: SymbolState, old: Bar | None, new: Bar, facts: Facts) -> None:
         """Exchange a sealed minute, wherever the memory holds it, for its restatement."""
+        state.merge()
         facts.restated.append(BarFact(state.symbol, MINUTE.name, new))
         self.bars.restated += 1
         for index, held in enumerate(state.held):
@@ -839,6 +875,7 @@ class Shard:
 
         Flat minutes that are not held are suspect themselves where this price is news.
         """
+        state.merge()
         newest = from_ms >= max(state.traded_ms, state.official_ms)
         if not newest and (not state.held or from_ms < state.held[0].open_ms):
             return
@@ -938,6 +975,7 @@ class Shard:
     def merged_bars(self) -> list[RunningBar]:
         """Return what the running longer bars of all symbols have merged: their sealed minutes."""
         self.merged_told = True
+        self._merge_all()
         running = []
         for state in self.states.values():
             for longer in state.longer:
@@ -949,11 +987,23 @@ class Shard:
                 )
         return running
 
+    def _merge_all(self) -> None:
+        """Bring the longer bars of all symbols up to date."""
+        before = decimal.getcontext()
+        decimal.setcontext(EXACT)
+        try:
+            for state in self.states.values():
+                state.merge()
+        finally:
+            decimal.setcontext(before)
+
     def births(self) -> list[Births]:
         """Return which longer bars the last tick opened."""
         open_ms = self.minute_ms
         born: dict[tuple[str, int], list[str]] = {}
         for state in self.states.values():
+            if state.longer_born_ms != open_ms:
+                continue
             for longer in state.longer:
                 if longer.bar.open_ms == open_ms:
                     key = longer.interval.name, longer.bar.end_ms
@@ -963,6 +1013,7 @@ class Shard:
     def open_bars(self) -> list[BarFact]:
         """Return the running bars of all symbols and intervals, as of the newest trade."""
         self._settle()
+        self._merge_all()
         facts = []
         before = decimal.getcontext()
         decimal.setcontext(EXACT)
