@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import bisect
 import hashlib
 import itertools
 import json
@@ -162,25 +163,29 @@ def client_frames(buffer: bytearray) -> Iterator[tuple[int, bytes]]:
         del buffer[: start + 4 + size]
 
 
-def take_subscriptions(peer: Peer, rest: bytes, names: int) -> None:
-    """Acknowledge requests until so many trade streams were asked for."""
+def take_subscriptions(peer: Peer, rest: bytes, names: int) -> set[str]:
+    """Acknowledge requests until so many trade streams were asked for; return their symbols."""
     buffer = bytearray(rest)
-    asked = 0
-    while asked < names:
+    asked: set[str] = set()
+    while len(asked) < names:
         for opcode, body in client_frames(buffer):
             if opcode == 9:
                 peer.send(bytes((0x8A, len(body))) + body)
             if opcode not in (1, 2):
                 continue
             request = json.loads(body)
-            asked += sum("rade" in name for name in request.get("params", ()))
+            for name in request.get("params", ()):
+                symbol, _, kind = name.partition("@")
+                if "rade" in kind:
+                    asked.add(symbol.upper())
             answer = json.dumps({"result": None, "id": request.get("id")}).encode()
             peer.send(bytes((0x81, len(answer))) + answer)
-        if asked < names:
+        if len(asked) < names:
             data = peer.receive()
             if not data:
                 raise ConnectionError("the client is gone")
             buffer += data
+    return asked
 
 
 def send_at_once(peer: Peer, source: Capture, *, tls: bool, frames_per_record: int) -> None:
@@ -196,6 +201,30 @@ def send_at_once(peer: Peer, source: Capture, *, tls: bool, frames_per_record: i
     joined = [b"".join(ready[at : at + 2_000]) for at in range(0, len(ready), 2_000)]
     for each in joined:
         peer.socket.sendall(each)
+
+
+def send_part_at_rate(
+    peer: Peer, source: Capture, rate_per_s: float, *, symbols: set[str], start_at_s: float
+) -> None:
+    """Send the frames of some symbols, a record each, when they are due."""
+    frames = source.frames()
+    edges = [0, *itertools.accumulate(source.lengths())]
+    numbers, pieces = [], []
+    for number, (start, stop) in enumerate(itertools.pairwise(edges)):
+        piece = bytes(frames[start:stop])
+        at = piece.index(b'"s":"') + 5
+        if piece[at : piece.index(b'"', at)].decode() in symbols:
+            numbers.append(number)
+            pieces.append(piece)
+    ready = list(peer.prepared(pieces))
+    start_s = max(start_at_s, time.monotonic() + 0.1)
+    sent = 0
+    while sent < len(ready):
+        due = bisect.bisect_left(numbers, int((time.monotonic() - start_s) * rate_per_s))
+        if due > sent:
+            peer.socket.sendall(b"".join(ready[sent:due]))
+            sent = due
+        time.sleep(0.0005)
 
 
 def send_at_rate(
@@ -235,6 +264,7 @@ def main() -> None:
     parse.add_argument("--start-ms", type=int, required=True)
     parse.add_argument("--form", default="aggTrade")
     parse.add_argument("--names", type=int, default=0)
+    parse.add_argument("--connections", type=int, default=1)
     parse.add_argument("--tls", action="store_true")
     parse.add_argument("--frames-per-record", type=int, default=RECORD_FRAMES_BURST)
     parse.add_argument("--rate", type=float, default=0.0, help="0: as fast as taken")
@@ -275,11 +305,15 @@ def serve(
     with connection, suppress(ConnectionError):
         peer = Peer(connection, options.tls)
         rest = shake_hands(peer)
-        take_subscriptions(peer, rest, options.names)
+        asked = take_subscriptions(peer, rest, options.names)
         if not options.names:
             select.select([], [], [], 0.5)
         with suppress(OSError):
-            if options.rate:
+            if options.rate and options.connections > 1:
+                send_part_at_rate(
+                    peer, source, options.rate, symbols=asked, start_at_s=options.start_at
+                )
+            elif options.rate:
                 send_at_rate(
                     peer,
                     source,
@@ -314,6 +348,8 @@ class Blast:
     form: str = "aggTrade"
     unnamed: int = 0
     """Streams that the client asks for otherwise than by SUBSCRIBE."""
+    connections: int = 1
+    """Among which the client divides its symbols; each gets the frames of its own, at a rate."""
 
     def capture(self) -> Capture:
         """Return what is sent, made if it is not in the cache."""
@@ -332,11 +368,13 @@ def blasting(blast: Blast, *, start_at_s: float = 0.0, timeout_s: int = 120) -> 
     blast.capture()
     if blast.tls:
         certificate()
+    names = (blast.symbols - blast.unnamed if blast.subscribe else 0) // blast.connections
     command = [
         *(sys.executable, "-m", "bench.blaster"),
         *("--symbols", str(blast.symbols), "--trades", str(blast.trades)),
         *("--market-rate", str(blast.market_rate), "--start-ms", str(blast.start_ms)),
-        *("--names", str(blast.symbols - blast.unnamed if blast.subscribe else 0)),
+        *("--names", str(names)),
+        *("--connections", str(blast.connections)),
         *("--form", blast.form),
         *("--frames-per-record", str(blast.frames_per_record), "--rate", str(blast.rate)),
         *("--start-at", str(start_at_s), "--timeout", str(timeout_s)),

@@ -90,6 +90,9 @@ SHAPES = {
 
 BUSY_RATE = 10_000
 
+CONNECTIONS = 3
+"""What 500 symbols get with the program's own settings. One is the same work for everybody."""
+
 
 def run_one(contender: Contender, blast: Blast, *arguments: str) -> Figures:
     """Run one contender against one blaster."""
@@ -120,7 +123,7 @@ def saturated(contender: Contender, shape: str, share: float) -> Figures:
     return run_one(contender, blast)
 
 
-def paced(contender: Contender, rate: int, seconds: float) -> Figures:
+def paced(contender: Contender, rate: int, seconds: float, connections: int = 1) -> Figures:
     trades = int(rate * seconds)
     blast = Blast(
         contender.symbols,
@@ -133,8 +136,11 @@ def paced(contender: Contender, rate: int, seconds: float) -> Figures:
         subscribe=contender.subscribes,
         form=contender.form,
         unnamed=contender.unnamed,
+        connections=connections,
     )
-    warm_up = ("--warm-up", str(trades // 4))
+    warm_up: tuple[str, ...] = ("--warm-up", str(trades // 4))
+    if connections > 1:
+        warm_up += ("--symbols-per-connection", str(-(-contender.symbols // connections)))
     figures = run_one(contender, blast, *warm_up, "--untimed")
     timed = run_one(contender, blast, *warm_up)
     return figures | {name: value for name, value in timed.items() if name.startswith("lag_")}
@@ -185,6 +191,10 @@ def main() -> None:
         for name in chosen
         if name == "klagg" or (name in beside and rate == BUSY_RATE)
     }
+    if "klagg" in chosen and BUSY_RATE in rates:
+        runs[f"{BUSY_RATE}|klagg|{CONNECTIONS} connections"] = partial(
+            paced, chosen["klagg"], BUSY_RATE, options.rate_seconds, CONNECTIONS
+        )
     found = interleaved(runs, options.rate_runs)
     part.results["rates"] = found
     tell_rates(found, chosen)
@@ -221,10 +231,10 @@ def tell_saturation(
 def tell_rates(found: dict[str, list[Figures]], chosen: dict[str, Contender]) -> None:
     rows = []
     for key, runs in found.items():
-        rate, _, name = key.partition("|")
+        rate, name, *more = key.split("|")
         rows.append(
             (
-                f"{int(rate):,}/s, {chosen[name].label}",
+                ", ".join((f"{int(rate):,}/s", chosen[name].label, *more)),
                 spread(runs, "per_s"),
                 spread(runs, "cpu_percent", digits=1),
                 spread(runs, "cpu_us", digits=1),

@@ -95,6 +95,7 @@ def job() -> Job:
     parse.add_argument("--json", action="store_true")
     parse.add_argument("--intervals", type=int, default=15)
     parse.add_argument("--read-pause-ms", type=int, default=None)
+    parse.add_argument("--symbols-per-connection", type=int, default=1_000)
     options = parse.parse_args()
     source = capture(
         options.symbols, options.trades, rate_per_s=options.market_rate, start_ms=options.start_ms

@@ -91,7 +91,7 @@ async def run(task: Job) -> None:
     settings = Settings(
         ws_url=task.url,
         intervals=names,
-        symbols_per_connection=1_000,
+        symbols_per_connection=task.options.symbols_per_connection,
         silence_limit_s=60.0,
     )
     if task.options.read_pause_ms is not None:

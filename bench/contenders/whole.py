@@ -112,7 +112,6 @@ async def run(options: argparse.Namespace) -> None:
         data_dir=Path(options.folder),
         ws_url=options.url,
         intervals=names,
-        symbols_per_connection=1_000,
         snapshot_every_s=30.0,
         silence_limit_s=60.0,  # the blaster takes its time to begin
     )
