@@ -183,6 +183,8 @@ class _Session:
     """Symbols whose request was answered, and when (exchange time), but without data since."""
     live: list[str] = field(default_factory=list)
     subscribed: set[str] = field(default_factory=set)
+    symbols: list[str] = field(default_factory=list)
+    """What the feed should carry, as of the last look."""
     next_id: int = 1
     data_s: float = 0.0
     """Trio time of the last data frame."""
@@ -304,6 +306,9 @@ class Feed:
 
     async def _subscribe_missing(self, session: _Session) -> None:
         """Ask for what the connection should carry and does not, and drop what it should not."""
+        if session.symbols == self.symbols:
+            return
+        session.symbols = list(self.symbols)
         wanted = set(self.symbols)
         missing = [symbol for symbol in self.symbols if symbol not in session.subscribed]
         for symbol in session.subscribed - wanted:

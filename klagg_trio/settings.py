@@ -42,7 +42,7 @@ class Settings:
     shards: int = 4
     symbols_per_connection: int = 200
     parallel_feeds: int = 1
-    read_pause_ms: int = 30
+    read_pause_ms: int = 50
     silence_limit_s: float = 10.0
     stale_limit_s: float = 3.0
     symbol_silence_s: float = 15.0

@@ -51,6 +51,10 @@ BURST_MIN: Final = 96
 """Frames in a chunk from which on it pays to decode them at once: with warm caches some 70, with
 cold ones, as after a pause, some 120."""
 
+BURST_LEFT: Final = 64
+"""Frames in a chunk below which single trades follow columns. To and fro is dearer than either:
+single trades have the bars of their symbols brought up to date."""
+
 SYMBOLS_MAX: Final = 8_192
 """Symbols that are learnt. The exchange has had some 1,000."""
 
@@ -136,6 +140,8 @@ class TradeDecoder:
         """By head."""
         self._tables: _Tables | None = None
         self._form = _Form(normal=True, market=True)
+        self._least = BURST_MIN
+        """Frames in a chunk that are decoded at once."""
         self._skip = 0
 
     def decode(self, frames: Frames) -> wire.Decoded:
@@ -143,7 +149,8 @@ class TradeDecoder:
 
         Never raises: what is no good is counted, with the reason.
         """
-        if len(frames) < BURST_MIN:
+        if len(frames) < self._least:
+            self._least = BURST_MIN
             return wire.decode_trades(frames)
         if self._skip:
             self._skip -= 1
@@ -151,6 +158,7 @@ class TradeDecoder:
         if self._tables is not None:
             decoded = _decode_burst(frames, self._tables, self._form)
             if decoded is not None:
+                self._least = BURST_LEFT
                 return decoded
         payloads = list(frames)
         decoded = wire.decode_trades(payloads)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from klagg_trio.exchange import bursts, wire
-from klagg_trio.exchange.bursts import BURST_MIN, SKIPPED_CHUNKS, TradeDecoder
+from klagg_trio.exchange.bursts import BURST_LEFT, BURST_MIN, SKIPPED_CHUNKS, TradeDecoder
 from klagg_trio.exchange.frames import Frames
 
 SYMBOLS = ("BTCUSDT", "ETHUSDT", "1000PEPEUSDT", "币安人生USDT", "Q", "BTCUSDC", "BTCUSDT_261225")
@@ -130,9 +130,14 @@ def test_more_decimals_are_learnt_and_fewer_are_the_same_number(decoder):
 
 
 def test_few_frames_are_decoded_one_by_one(decoder):
-    """Below BURST_MIN columns would cost more than they save."""
+    """Columns begin at BURST_MIN, where they pay, and end below BURST_LEFT."""
+    columns = [
+        check_same(decoder, burst(count)).columns is not None
+        for count in (BURST_LEFT - 1, BURST_MIN - 1, BURST_MIN, BURST_LEFT, BURST_LEFT - 1)
+        for _ in range(2)
+    ]
+    assert columns == [False] * 4 + [True] * 4 + [False] * 2
     assert check_same(decoder, burst(BURST_MIN - 1)).columns is None
-    assert check_same(decoder, burst(BURST_MIN)).columns is not None
 
 
 OTHERS = (
