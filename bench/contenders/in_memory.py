@@ -60,9 +60,14 @@ def timed(work: Callable[[], float | None], count: int) -> None:
 
 
 def tick_all(shards, minute_ms: int, sealed) -> float:
-    """Tick every shard. Returns how long it took."""
+    """Tick every shard, and have the longer bars merged and told, as life does once a minute.
+
+    Returns how long it took.
+    """
     started = time.perf_counter()
     sealed.extend(shard.tick(minute_ms) for shard in shards)
+    for shard in shards:
+        shard.merged_bars()
     return time.perf_counter() - started
 
 

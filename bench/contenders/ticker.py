@@ -17,6 +17,7 @@ import json
 import os
 import random
 import sqlite3
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from decimal import Decimal
@@ -149,6 +150,8 @@ class Watched:
         self.inner = database
         self.durable = trio.Event()
         self._token = trio.lowlevel.current_trio_token()
+        self._lock = threading.Lock()
+        """The log is also counted from outside the writer's thread."""
         self.connection: sqlite3.Connection = database._connection
 
     @property
@@ -158,12 +161,14 @@ class Watched:
 
     def frames(self) -> int:
         """Checkpoint; return the frames that were in the log."""
-        return int(self.connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()[1])
+        with self._lock:
+            return int(self.connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()[1])
 
     def commit(self, minute_ms: int | None, *what: Any) -> int:
         self.committing = True
         started = time.perf_counter()
-        rows = self.inner.commit(minute_ms, *what)
+        with self._lock:
+            rows = self.inner.commit(minute_ms, *what)
         ended = time.perf_counter()
         self.committing = False
         if minute_ms is None:
@@ -179,7 +184,8 @@ class Watched:
     def fold(self) -> int:
         self.wal_commit.append(self.frames())
         started = time.perf_counter()
-        rows = self.inner.fold()
+        with self._lock:
+            rows = self.inner.fold()
         self.times["fold"].append(time.perf_counter() - started)
         return rows
 
@@ -295,9 +301,11 @@ async def run(options: argparse.Namespace) -> None:
 
         async def settle() -> None:
             """Wait until fold and checkpoint of the last tick, and every report, are over."""
-            await trio.sleep(0.02)
-            while watched.busy or watched.committing or writer.statistics().queue:  # noqa: ASYNC110
-                await trio.sleep(0.005)
+            quiet = 0
+            while quiet < 3:  # a report is on its way through the workers before it is in the queue
+                busy = watched.busy or watched.committing or writer.statistics().queue
+                quiet = 0 if busy else quiet + 1
+                await trio.sleep(0.02)
             await trio.sleep(options.gap_s)
             watched.frames()  # the log is counted from here
 
