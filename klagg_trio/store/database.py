@@ -314,12 +314,12 @@ class Database:
             code = INTERVAL_CODES[interval]
             state: tuple[Any, ...] = (bar.open_ms, bar.source)
             if bar.count or interval == MINUTE.name:
-                state += (bar.count, bar.close, bar.volume)
+                state += bar.values()
             if written.get((number, code)) != state:
                 written[number, code] = state
                 rows.append((*_row(number, code, bar), merged_until_ms))
         if rows:
-            # In the order of the key: pages filled like that are full.
+            # In the order of the key, so that neighbours are written one after the other.
             self._connection.executemany(_OPEN, sorted(rows, key=_KEY_OF_RUNNING))
         return len(rows)
 

@@ -628,6 +628,28 @@ def test_running_bars_are_replaced(database):
     assert open_rows(database) == [("AUSDT", "1m", 12.0), ("AUSDT", "5m", 11.0)]
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"high": "11"},
+        {"low": "9"},
+        {"open": "9", "low": "9"},
+        {"quote_volume": "21"},
+        {"taker_buy_volume": "2"},
+        {"taker_buy_quote_volume": "11"},
+    ],
+)
+def test_a_running_bar_that_changed_in_any_value_is_written(database, changes):
+    """An official minute may change nothing but a high, or what takers bought."""
+    five = running(0, interval="5m", merged=3)
+    database.commit(None, [listing()], [running(3, Source.FLAT), five])
+    values = {name: Decimal(text) for name, text in changes.items()}
+    changed = msgspec.structs.replace(five, bar=msgspec.structs.replace(five.bar, **values))
+    assert database.commit(None, [], [changed]) == 1
+    shown = all_open(database)["AUSDT", "5m"]
+    assert {name: shown[name] for name in values} == {n: float(v) for n, v in values.items()}
+
+
 def test_symbol_that_ended_has_no_running_bars(database):
     """Freezing a symbol takes its running bars away; a late report does not bring them back."""
     both = [running(0), running(0, symbol="BUSDT")]
