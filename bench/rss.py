@@ -31,7 +31,7 @@ def run_one(symbols: int, minutes: int) -> Figures:
 def main() -> None:
     part = Part("rss", "resident size after an hour of simulated trading, fifteen intervals")
     options = part.options(runs=1)
-    sizes = ((100, 6),) if options.quick else ((500, 60), (5_000, 15))
+    sizes = ((100, 6),) if options.quick else ((500, 60), (5_000, 60))
     found = interleaved(
         {
             f"{symbols:,} x 15, {minutes} minutes": partial(run_one, symbols, minutes)

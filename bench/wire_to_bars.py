@@ -154,7 +154,7 @@ def main() -> None:
     part = Part("wire_to_bars", "frames from a socket to bars, side by side")
 
     def add(parse: argparse.ArgumentParser) -> None:
-        parse.add_argument("--shapes", default="1,3", help="numbers from 1 to 3, commas between")
+        parse.add_argument("--shapes", default="1,2,3", help="numbers from 1 to 3, commas between")
         parse.add_argument("--rates", default="2000,10000,30000,100000")
         parse.add_argument("--rate-runs", type=int, default=1)
         parse.add_argument("--rate-seconds", type=float, default=3.0)
