@@ -145,7 +145,6 @@ class Watched:
         self.rows: list[int] = []
         self.done: dict[int, float] = {}
         self.amended_s = 0.0
-        self.amended_rows = 0
         self.committing = False
         self.inner = database
         self.durable = trio.Event()
@@ -173,7 +172,6 @@ class Watched:
         self.committing = False
         if minute_ms is None:
             self.amended_s += ended - started
-            self.amended_rows += rows
         else:
             self.times["commit"].append(ended - started)
             self.done[minute_ms] = ended
