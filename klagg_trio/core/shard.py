@@ -875,7 +875,6 @@ class Shard:
 
         Flat minutes that are not held are suspect themselves where this price is news.
         """
-        state.merge()
         newest = from_ms >= max(state.traded_ms, state.official_ms)
         if not newest and (not state.held or from_ms < state.held[0].open_ms):
             return
@@ -901,7 +900,7 @@ class Shard:
         if newest:
             state.last_close = price
             for bar in (state.minute, *(longer.bar for longer in state.longer)):
-                if not bar.count:
+                if not bar.count:  # traded minutes that wait to be merged overwrite it
                     bar.open = bar.high = bar.low = bar.close = price
 
     # -- Doubting and clearing -----------------------------------------------------------------

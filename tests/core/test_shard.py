@@ -9,7 +9,7 @@ import pytest
 from klagg_trio.core.bar import Source
 from klagg_trio.core.facts import Births
 from klagg_trio.core.intervals import DAY_MS
-from klagg_trio.core.shard import AHEAD_MS_MAX, HELD_MINUTES
+from klagg_trio.core.shard import AHEAD_MS_MAX, HELD_MINUTES, UNMERGED_MAX
 
 from .desk import SYMBOL, Desk, ms, official, trade
 from .naive import MINUTE, NaiveStore, nine
@@ -93,6 +93,20 @@ def test_open_bars_show_sealed_minutes_and_the_running_one():
         assert minute.count == 1
         assert (five.count, five.open, five.close) == (2, Decimal("101"), Decimal("102"))
         assert five.source == Source.TRADES
+
+
+def test_merging_that_waits_is_bounded_and_complete():
+    """Between ends of a long interval few minutes wait, and the bar that ends has all of them."""
+    desk = Desk("1h")
+    some = [trade(n, n - 0.5, 10_000 + n % 9) for n in range(1, 61)]
+    waiting = []
+    for minute in range(1, 61):
+        desk.trades(some[minute - 1])
+        desk.tick(minute)
+        waiting.append(len(desk.state.unmerged))
+    assert 0 < max(waiting) <= UNMERGED_MAX
+    assert waiting[-1] == 0
+    assert desk.row(0, "1h").nine == nine(some, 0)
 
 
 def test_running_bars_by_parts():
