@@ -49,7 +49,7 @@ from klagg_trio.core.intervals import (
     Interval,
     select,
 )
-from klagg_trio.core.seed import UNKNOWN_ID, OpenBar, Seed, StartState
+from klagg_trio.core.seed import OpenBar, Seed, StartState
 from klagg_trio.exchange import wire
 from klagg_trio.exchange.rest import Priority, Rest
 from klagg_trio.settings import Settings, parse_since
@@ -614,8 +614,8 @@ class Backfill:
             onboard_ms=plan.contract.onboard_ms,
             delivery_ms=plan.contract.delivery_ms,
             last_close=roller.last_close,
-            next_id=UNKNOWN_ID,
-            last_trade_ms=0,
+            next_id=None,
+            last_trade_ms=None,
             three_day_phase_ms=plan.three_day_phase_ms,
             open_bars=tuple(roller.open_bars(cut_ms)),
         )

@@ -86,6 +86,28 @@ class ReplaceMinutes:
 
 
 @dataclass(frozen=True, slots=True)
+class AbsentMinutes:
+    """The exchange has no klines for these minutes, as it has said twice: both ends inclusive."""
+
+    symbol: str
+    first_ms: int
+    last_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """What one complete answer of the exchange says of a contract. A proposal, never a verdict."""
+
+    symbol: str
+    status: str | None
+    """None where the answer does not name it."""
+    onboard_ms: int
+    delivery_ms: int
+    at_ms: int
+    """When it was asked, exchange time."""
+
+
+@dataclass(frozen=True, slots=True)
 class ReportOpenBars:
     """Hand the running bars to the writer, for `open_klines`."""
 

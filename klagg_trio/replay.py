@@ -37,7 +37,7 @@ from klagg_trio.core.columns import ID, TIME_MS, TradeColumns, group
 from klagg_trio.core.errors import ConfigurationError, DamagedDataError
 from klagg_trio.core.facts import Facts, MinuteSpan
 from klagg_trio.core.intervals import DAY_MS, MINUTE, MINUTE_MS, Interval, select
-from klagg_trio.core.seed import UNKNOWN_ID, OpenBar, Seed
+from klagg_trio.core.seed import OpenBar, Seed
 from klagg_trio.core.shard import NEVER_MS, Shard
 from klagg_trio.core.trade import Trade
 from klagg_trio.exchange.archive import Batch, RowCounts, read_batches
@@ -153,8 +153,8 @@ class Recording:
             for open_ms in (i.floor(self._first_ms),)
         )
         # Only the first id of a day can be known to continue what came before.
-        next_id = first.id if self._whole_start else UNKNOWN_ID
-        self._shard.load(Seed(self.symbol, 0, NEVER_MS, first.price, next_id, 0, 0, open_bars))
+        next_id = first.id if self._whole_start else None
+        self._shard.load(Seed(self.symbol, 0, NEVER_MS, first.price, next_id, None, 0, open_bars))
         live_ms = self._first_ms if self._whole_start else first.time_ms
         self._shard.feed_live([self.symbol], live_ms)
         self._bars: dict[str, dict[int, Bar]] = {interval.name: {} for interval in intervals}

@@ -43,7 +43,6 @@ from klagg_trio.core.intervals import (
     MINUTE_MS,
     THREE_DAY_PHASE_MS,
 )
-from klagg_trio.core.seed import UNKNOWN_ID
 from klagg_trio.exchange import wire
 from klagg_trio.settings import Settings
 from klagg_trio.store.start_snapshot import read_snapshot
@@ -525,7 +524,7 @@ async def test_state_alone_costs_three_weight_a_symbol(autojump_clock, tmp_path)
     assert report.weight == 63  # and the time, twice, and exchangeInfo
     assert database.bars == {}
     assert len(state.seeds) == 20
-    assert {seed.next_id for seed in state.seeds} == {UNKNOWN_ID}
+    assert {seed.next_id for seed in state.seeds} == {None}
 
 
 async def test_several_requests_are_in_flight(autojump_clock, tmp_path):

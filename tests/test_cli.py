@@ -21,7 +21,7 @@ from klagg_trio.commands import start
 from klagg_trio.core import errors
 from klagg_trio.core.bar import Bar, Source, newborn
 from klagg_trio.core.intervals import MINUTE_MS
-from klagg_trio.core.seed import UNKNOWN_ID, OpenBar, Seed, StartState
+from klagg_trio.core.seed import OpenBar, Seed, StartState
 from klagg_trio.settings import RULES, Settings
 from klagg_trio.store.start_snapshot import write_snapshot
 
@@ -56,8 +56,8 @@ def snapshot_in(data_dir, intervals=("1m", "5m")):
         onboard_ms=CUT_MS - 10**9,
         delivery_ms=4_133_404_800_000,
         last_close=Decimal(10),
-        next_id=UNKNOWN_ID,
-        last_trade_ms=0,
+        next_id=None,
+        last_trade_ms=None,
         three_day_phase_ms=0,
         open_bars=(five,),
     )

@@ -50,6 +50,8 @@ class Source(IntEnum):
     """A placeholder: ids are missing, the feed was silent, or the service was down."""
     OFFICIAL = 3
     """The exchange's own kline."""
+    ABSENT = 4
+    """The exchange itself has no kline for it: flat at the previous close."""
 
     @property
     def label(self) -> str:
@@ -210,16 +212,19 @@ def merge(parts: Iterable[Bar], open_ms: int, end_ms: int, price: Decimal) -> Ba
     return merged
 
 
-def combined_source(count: int, suspect: bool, official: bool) -> Source:
+def combined_source(count: int, suspect: bool, official: bool, absent: bool = False) -> Source:
     """Return the source of a longer bar: the weakest of its minutes.
 
     Args:
         count: the raw trades in it.
         suspect: whether any minute of it is.
-        official: whether every minute of it is.
+        official: whether every minute of it is that is not absent.
+        absent: whether every minute of it is. Otherwise absent minutes do not count.
     """
     if suspect:
         return Source.SUSPECT
+    if absent:
+        return Source.ABSENT
     if official:
         return Source.OFFICIAL
     return Source.TRADES if count else Source.FLAT

@@ -62,12 +62,32 @@ class Event(NamedTuple):
 
 
 class Listing(NamedTuple):
-    """What is known of a symbol that is new, or whose end has become known."""
+    """What is known of a contract that is new, or of which something has become known."""
 
     symbol: str
+    """Its label: what people query by. It belongs to the contract that lives."""
     onboard_ms: int
+    """A hint: the exchange corrects it now and then."""
     delivery_ms: int
     three_day_phase_ms: int
+    first_ms: int | None = None
+    """Open time of its first official 1m kline: with the ticker its permanent key. None while that
+    is not known; the minute of its listing stands in until then."""
+    status: str = "TRADING"
+
+
+class AbsenceNote(NamedTuple):
+    """A stretch that the exchange itself has no klines for, and how often it was asked."""
+
+    symbol: str
+    first_ms: int
+    last_ms: int
+    noticed_ms: int
+    asked_ms: int
+    """When it was asked for last, exchange time."""
+    askings: int
+    final: bool
+    """Nobody asks again."""
 
 
 @dataclass(slots=True)
@@ -84,8 +104,17 @@ class Facts:
     and proven by one message."""
     proven: list[MinuteSpan] = field(default_factory=list)
     """Stored suspect minutes that turned out to be right; their values stay."""
+    absent: list[MinuteSpan] = field(default_factory=list)
+    """Stored minutes that the exchange itself lacks: flat at the close before the span."""
+    absences: list[AbsenceNote] = field(default_factory=list)
+    """What is known of such stretches, confirmed or not yet."""
     ended: list[str] = field(default_factory=list)
     """Symbols that were sealed and frozen; before the listings, where a ticker is reused."""
+    replaced: list[str] = field(default_factory=list)
+    """Symbols that another contract takes over by proof, before the listings of the same facts: the
+    bars of the old one keep their key and lose the label."""
+    resumed: list[str] = field(default_factory=list)
+    """Symbols that had ended and live again."""
     listings: list[Listing] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
 

@@ -7,8 +7,6 @@ from decimal import Decimal
 
 from klagg_trio.core.bar import Bar
 
-UNKNOWN_ID = -1
-
 
 @dataclass(frozen=True, slots=True)
 class OpenBar:
@@ -29,10 +27,10 @@ class Seed:
     delivery_ms: int
     """End of trading; far in the future for a live perpetual."""
     last_close: Decimal
-    next_id: int
-    """The aggregate id that continues what the bars hold, or UNKNOWN_ID."""
-    last_trade_ms: int
-    """Time of the newest trade in the bars, or 0."""
+    next_id: int | None
+    """The aggregate id that continues what the bars hold; None where it is not known."""
+    last_trade_ms: int | None
+    """Time of the newest trade in the bars; None where it is not known."""
     three_day_phase_ms: int
     open_bars: tuple[OpenBar, ...]
     """One for each configured interval longer than a minute, shortest first."""
@@ -40,6 +38,10 @@ class Seed:
     """Minutes that repair still owes: first and last open time of each span."""
     partials: tuple[Bar, ...] = ()
     """Suspect minutes that hold trades; needed to take them out of longer bars exactly."""
+    unknown: tuple[tuple[int, int], ...] = ()
+    """Suspect minutes of which nobody knows what they gave to longer bars: spans as above."""
+    first_ms: int | None = None
+    """Open time of the first official 1m kline: with the ticker the permanent key."""
 
 
 @dataclass(frozen=True, slots=True)

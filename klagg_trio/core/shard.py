@@ -77,7 +77,7 @@ from klagg_trio.core.facts import (
 )
 from klagg_trio.core.gaps import Spans
 from klagg_trio.core.intervals import DAY_MS, MINUTE, MINUTE_MS, Interval
-from klagg_trio.core.seed import UNKNOWN_ID, OpenBar, Seed
+from klagg_trio.core.seed import OpenBar, Seed
 from klagg_trio.core.trade import Trade
 
 NEVER_MS: Final = 1 << 62
@@ -106,6 +106,7 @@ UNMERGED_MAX: Final = 3
 OFFICIAL_SPANS_MAX: Final = 32
 """Spans of official minutes remembered per symbol. Doubt never reaches back further than a few."""
 
+UNKNOWN_ID: Final = -1
 _IN_DOUBT: Final = UNKNOWN_ID
 
 
@@ -252,8 +253,8 @@ class Shard:
             minute=newborn(self.minute_ms, self.minute_ms + MINUTE_MS, seed.last_close),
             last_close=seed.last_close,
             longer=longer,
-            resume_id=seed.next_id,
-            last_trade_ms=seed.last_trade_ms,
+            resume_id=UNKNOWN_ID if seed.next_id is None else seed.next_id,
+            last_trade_ms=seed.last_trade_ms or 0,
             traded_ms=self.minute_ms - MINUTE_MS,
             partials={bar.open_ms: bar for bar in seed.partials},
         )
@@ -1066,8 +1067,8 @@ class Shard:
             onboard_ms=state.onboard_ms,
             delivery_ms=state.delivery_ms,
             last_close=state.last_close,
-            next_id=next_id,
-            last_trade_ms=min(state.last_trade_ms, self.minute_ms - 1),
+            next_id=None if next_id == UNKNOWN_ID else next_id,
+            last_trade_ms=min(state.last_trade_ms, self.minute_ms - 1) or None,
             three_day_phase_ms=_three_day_phase_ms(state),
             open_bars=tuple(
                 OpenBar(x.interval.name, x.bar.copy(), x.unofficial_minutes) for x in state.longer

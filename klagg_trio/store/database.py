@@ -437,7 +437,7 @@ class Database:
             " onboard_ms = excluded.onboard_ms, delivery_ms = excluded.delivery_ms,"
             " three_day_phase_ms = excluded.three_day_phase_ms, status = excluded.status"
             " RETURNING id",
-            (*listing, status),
+            (*listing[:4], status),
         ).fetchone()[0]
         self._ids[listing.symbol] = number
         self._folded.setdefault(number, 0)

@@ -38,9 +38,12 @@ import cbor2
 from klagg_trio.core.bar import EXACT, Bar, Source
 from klagg_trio.core.errors import DamagedDataError, StoreError
 from klagg_trio.core.intervals import INTERVALS, MINUTE, MINUTE_MS, select
-from klagg_trio.core.seed import UNKNOWN_ID, OpenBar, Seed, StartState
+from klagg_trio.core.seed import OpenBar, Seed, StartState
 
 MAGIC: Final = b"klaggst\n"
+
+UNKNOWN: Final = {"next_id": -1, "last_trade_ms": 0}
+"""What stands for None in these columns."""
 
 FORMAT: Final = 1
 """Raised with every change of the columns."""
@@ -245,7 +248,11 @@ def _columns_of(state: StartState) -> _Columns:
 
 
 def _transposed(rows: Sequence[object], fields: Iterable[str]) -> dict[str, Any]:
-    return {field: list(map(operator.attrgetter(field), rows)) for field in fields}
+    columns = {field: list(map(operator.attrgetter(field), rows)) for field in fields}
+    for field, unknown in UNKNOWN.items():
+        if field in columns:
+            columns[field] = [unknown if value is None else value for value in columns[field]]
+    return columns
 
 
 def _state_of(columns: _Columns) -> StartState:
@@ -258,6 +265,9 @@ def _state_of(columns: _Columns) -> StartState:
     for *row, suspect_spans, partial_minutes in zip(
         *(getattr(columns, field) for field in _SYMBOL_FIELDS), strict=True
     ):
+        for field, unknown in UNKNOWN.items():
+            place = _SEED_FIELDS.index(field)
+            row[place] = None if row[place] == unknown else row[place]
         row += (
             tuple(itertools.islice(open_bars, len(longer))),
             tuple(itertools.islice(suspects, suspect_spans)),
@@ -312,7 +322,7 @@ def _flaws_of_symbols(columns: _Columns) -> Iterator[str]:
         yield "a symbol has no name"
     if not all(price > 0 for price in columns.last_close):
         yield "a last close is not above zero"
-    if min(columns.next_id, default=0) < UNKNOWN_ID:
+    if min(columns.next_id, default=0) < -1:
         yield "a next aggregate id is below -1"
     if min(columns.last_trade_ms, default=0) < 0:
         yield "a last trade was before 1970"

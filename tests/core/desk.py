@@ -29,7 +29,7 @@ class Desk:
     """A shard that starts at minute 0, with the id that continues known to be `next_id`."""
 
     def __init__(
-        self, *names: str, next_id: int = 1, live: bool = True, cents: int = 10_000
+        self, *names: str, next_id: int | None = 1, live: bool = True, cents: int = 10_000
     ) -> None:
         self.intervals = [INTERVALS[name] for name in ("1m", *names)]
         self.shard = Shard(self.intervals, START)
@@ -39,7 +39,7 @@ class Desk:
             OpenBar(i.name, _flat(i.floor(START), i.end(i.floor(START)), price), 0)
             for i in self.intervals[1:]
         )
-        self.shard.load(Seed(SYMBOL, 0, FAR, price, next_id, 0, 0, bars))
+        self.shard.load(Seed(SYMBOL, 0, FAR, price, next_id, None, 0, bars))
         if live:
             self.live(0)
 

@@ -226,4 +226,10 @@ def test_a_longer_bar_has_the_weakest_source_of_its_minutes(count, suspect, offi
 
 def test_sources_have_the_words_that_people_read():
     """The labels in tables, on the screen, and in csv."""
-    assert [source.label for source in Source] == ["trades", "flat", "suspect", "official"]
+    assert [source.label for source in Source] == [
+        "trades",
+        "flat",
+        "suspect",
+        "official",
+        "absent",
+    ]

@@ -333,7 +333,7 @@ def test_a_reused_ticker_begins_a_new_life():
     desk.store = NaiveStore()  # the new contract's bars are not kept with the old one's
     facts = add(desk, onboard=6.2, cents=900)
     assert [event.kind for event in facts.events] == ["listed"]
-    assert facts.listings == [("NEWUSDT", ms(6.2), FAR, 0)]
+    assert [listing[:4] for listing in facts.listings] == [("NEWUSDT", ms(6.2), FAR, 0)]
     desk.tick(9)
     sealed = [at for name, at in desk.store.sealed_minutes if name == "NEWUSDT"]
     assert sealed == [ms(m) for m in (6, 7, 8)]
@@ -440,7 +440,7 @@ def test_an_audited_minute_is_replaced_with_the_help_of_what_is_stored():
 
 def test_a_longer_bar_of_official_minutes_only_is_official():
     """Each minute replaced: then the sealed 3m bar carries the exchange's name too."""
-    desk = Desk("3m", next_id=-1)
+    desk = Desk("3m", next_id=None)
     desk.tick(3)
     some = [trade(n, n - 0.5) for n in range(1, 4)]
     desk.replace(*(official(n, *some[: n + 1]) for n in range(2)))

@@ -71,7 +71,7 @@ def test_a_healed_gap_does_not_clear_the_minutes_of_another():
 
 def test_a_healed_gap_does_not_clear_what_nobody_watched():
     """The feed went live in the middle of the minute in which the gap opened and healed."""
-    desk = Desk(next_id=-1, live=False)
+    desk = Desk(next_id=None, live=False)
     desk.live(0.2)
     desk.trades(trade(7, 0.5), trade(9, 0.8))
     desk.tick(1)
@@ -476,7 +476,7 @@ def test_too_many_outages_to_remember_are_joined_and_said_to_be_inexact():
 
 def test_the_price_of_repaired_flat_minutes_reaches_flat_longer_bars():
     """Repaired newest first: the flat 3m bar carries the official price, not the old one."""
-    desk = Desk("3m", live=False, next_id=-1)
+    desk = Desk("3m", live=False, next_id=None)
     desk.tick(6)
     missed = trade(5, 0.5, 12_000)
     for minute in (5, 4, 3, 2, 1, 0):

@@ -124,7 +124,7 @@ class World:
         self._order = 0
 
     def _seed(self, market: Market) -> Seed:
-        next_id = market.trades[0].id if market.trades and self.line.ids_known else -1
+        next_id = market.trades[0].id if market.trades and self.line.ids_known else None
         price = Decimal(market.first_close).scaleb(-2)
         bars = (
             Bar(START, interval.end(START), price, price, price, price)
@@ -134,7 +134,7 @@ class World:
             OpenBar(interval.name, bar, 0)
             for interval, bar in zip(self.intervals[1:], bars, strict=True)
         )
-        return Seed(market.symbol, 0, FAR, price, next_id, 0, 0, open_bars)
+        return Seed(market.symbol, 0, FAR, price, next_id, None, 0, open_bars)
 
     # -- The line ------------------------------------------------------------------------------
 
