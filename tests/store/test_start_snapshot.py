@@ -278,7 +278,7 @@ def test_what_is_no_snapshot_is_refused(contents, flaw):
         (with_value("close", 0, 1.5), "wrong shape: invalid value"),
         *((with_value("close", 0, bad), "wrong shape: invalid value") for bad in
           ("", "NaN", "1e5", "-1", "1_0", " 1", "٣", "1.2.3", "Infinity")),
-        (with_value("source", 0, 4), "wrong shape: invalid value"),
+        (with_value("source", 0, 5), "wrong shape: invalid value"),
         (changed(intervals=["1m", "7m"]), "unknown interval '7m'"),
         (changed(intervals=["5m", "3d"]), "the intervals must include 1m"),
         (changed(intervals=["1m", "3d", "5m"]), "its intervals are not in order"),
