@@ -90,6 +90,8 @@ class SilenceWatch:
         for shard in self._shards:
             for symbol, state in shard.states.items():
                 told_ms = self._traded_ms.get(symbol, 0)
+                if state.last_trade_ms is None:
+                    continue
                 known_ms = state.last_trade_ms + TICKER_LAG_MS
                 if told_ms <= known_ms or not self._is_live(symbol):
                     self._waiting.pop(symbol, None)
@@ -107,6 +109,8 @@ class SilenceWatch:
     async def _examine(self, state: SymbolState) -> None:
         """Ask the exchange what the symbol traded since its last trade here."""
         symbol, last_ms = state.symbol, state.last_trade_ms
+        if last_ms is None:
+            return
         self._deferred_s[symbol] = trio.current_time() + AGAIN_S
         now_ms = self._now_ms()
         first_ms = max(MINUTE.floor(last_ms), MINUTE.floor(now_ms) - (MINUTES_MAX - 1) * MINUTE_MS)

@@ -14,7 +14,7 @@ bits, which is made sure of before anything is added.
   were last brought up to date.
 
 Neither knows which run may be added like that: that the ids go on, that the minute is the running
-one. `core/shard.py` decides it, and takes the trades of any other run one by one.
+one. `core/shard` decides it, and takes the trades of any other run one by one.
 """
 
 from __future__ import annotations

@@ -75,3 +75,7 @@ class Spans:
     def meets(self, from_ms: int, end_ms: int) -> bool:
         """Whether any minute that opens in [from_ms, end_ms) is in the set."""
         return any(first < end_ms and last >= from_ms for first, last in self._spans)
+
+    def reaches(self, from_ms: int) -> bool:
+        """Whether any minute that opens at `from_ms` or later is in the set."""
+        return any(last >= from_ms for _, last in self._spans)

@@ -9,7 +9,8 @@ import pytest
 from klagg_trio.core.bar import Source
 from klagg_trio.core.facts import Births
 from klagg_trio.core.intervals import DAY_MS
-from klagg_trio.core.shard import AHEAD_MS_MAX, HELD_MINUTES, UNMERGED_MAX
+from klagg_trio.core.shard.state import HELD_MINUTES, UNMERGED_MAX
+from klagg_trio.core.shard.trades import AHEAD_MS_MAX
 
 from .desk import SYMBOL, Desk, ms, official, trade
 from .naive import MINUTE, NaiveStore, nine

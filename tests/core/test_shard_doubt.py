@@ -7,7 +7,7 @@ import random
 import pytest
 
 from klagg_trio.core.gaps import SPANS_MAX
-from klagg_trio.core.shard import GAPS_MAX, JUMP_MAX
+from klagg_trio.core.shard.evidence import GAPS_MAX, JUMP_MAX
 
 from .desk import SYMBOL, Desk, ms, official, trade
 from .naive import MINUTE, minutes_around_missing, nine

@@ -138,7 +138,7 @@ def test_a_shard_that_is_saved_and_loaded_goes_on_as_before(seed):
         saved.tell("tick", minute_ms)
         ticks += 1
         states = saved.shard.states.values()
-        settled = all(s.next_id >= 0 and not s.minute.count and not s.ahead for s in states)
+        settled = all(s.next_id is not None and not s.minute.count and not s.ahead for s in states)
         if ticks % 7 == 0 and settled:
             live = {s.symbol: s.live_since_ms for s in states}
             saved.restart()

@@ -291,7 +291,8 @@ class World:
         trades, self.shard = self.shard.trades, Shard(self.intervals, self.shard.minute_ms)
         for seed in seeds:
             self.shard.load(seed)
-        self.shard.trades = trades
+        for name in trades.__slots__:  # the counts go on
+            setattr(self.shard.trades, name, getattr(trades, name))
 
     def repair_some(self) -> None:
         """Replace some of the suspect minutes by official ones."""

@@ -1,0 +1,200 @@
+"""The shard as others see it: every message it takes, and everything that may be read of it.
+
+Whoever reads here reads settled state: what trades have added as columns is in it.
+"""
+
+from __future__ import annotations
+
+import decimal
+from collections.abc import Iterable, Sequence
+from decimal import Decimal
+
+from klagg_trio.core.bar import EXACT, Bar, Source
+from klagg_trio.core.columns import TradeRuns
+from klagg_trio.core.facts import (
+    BarCounts,
+    BarFact,
+    Births,
+    Facts,
+    RunningBar,
+    TradeCounts,
+)
+from klagg_trio.core.intervals import MINUTE, MINUTE_MS, Interval
+from klagg_trio.core.seed import Seed
+from klagg_trio.core.shard import evidence, life, report, restate, seal, trades
+from klagg_trio.core.shard.state import ShardState, SymbolState
+from klagg_trio.core.trade import Trade
+
+
+class Shard:
+    """See the theory of operation in `core/shard`. All methods are synchronous and do no I/O."""
+
+    def __init__(self, intervals: Sequence[Interval], cut_ms: int) -> None:
+        """Make an empty shard whose running minute opens at `cut_ms`."""
+        if intervals[0] != MINUTE or cut_ms % MINUTE_MS:
+            raise ValueError("a shard begins on a minute, with 1m as its first interval")
+        self._state = ShardState(cut_ms, tuple(intervals[1:]))
+
+    # -- Symbols -------------------------------------------------------------------------------
+
+    def load(self, seed: Seed) -> None:
+        """Take up a symbol from a start snapshot whose cut is the shard's running minute."""
+        life.load(self._state, seed)
+
+    def add_symbol(
+        self,
+        symbol: str,
+        price: Decimal,
+        onboard_ms: int,
+        delivery_ms: int,
+        three_day_phase_ms: int,
+    ) -> Facts:
+        """Take up a symbol that was listed while the program ran: see `life.add_symbol`."""
+        return life.add_symbol(
+            self._state, symbol, price, onboard_ms, delivery_ms, three_day_phase_ms
+        )
+
+    def end_symbol_before(self, symbol: str, onboard_ms: int) -> Facts:
+        """Seal and freeze a symbol whose ticker a contract listed at `onboard_ms` has taken."""
+        return life.end_symbol_before(self._state, symbol, onboard_ms)
+
+    def remove_symbol(self, symbol: str, delivery_ms: int) -> Facts:
+        """Note when a symbol ends. The tick that passes that moment seals and freezes it."""
+        return life.remove_symbol(self._state, symbol, delivery_ms)
+
+    # -- What happens --------------------------------------------------------------------------
+
+    def apply_trades(self, batch: Iterable[Trade]) -> Facts | None:
+        """Put trades into their minutes. Returns None where that is all there is to say."""
+        return trades.apply_trades(self._state, batch)
+
+    def apply_runs(self, runs: TradeRuns) -> Facts | None:
+        """Put trades that come as columns into their minutes: the same as `apply_trades`."""
+        return trades.apply_runs(self._state, runs)
+
+    def tick(self, minute_ms: int) -> Facts:
+        """Seal every bar that ends at or before `minute_ms`, in order, and open what begins."""
+        facts = Facts()
+        seal.seal_until(self._state, minute_ms, facts)
+        return facts
+
+    def feed_live(self, symbols: Iterable[str], since_ms: int) -> None:
+        """From `since_ms` on, the feed of these symbols is provably alive."""
+        evidence.feed_live(self._state, symbols, since_ms)
+
+    def feed_lost(self, symbols: Iterable[str], lost_ms: int) -> Facts:
+        """Nothing after `lost_ms` is certain for these symbols until their feed is live again."""
+        facts = Facts()
+        for symbol in symbols:
+            if state := self._state.settled(symbol):
+                findings = evidence.Findings()
+                evidence.feed_lost(self._state, state, lost_ms, findings)
+                restate.apply_findings(self._state, state, findings, facts)
+        return facts
+
+    def replace_minutes(
+        self, symbol: str, minutes: Iterable[Bar], stored: Iterable[Bar] = ()
+    ) -> Facts:
+        """Restate sealed minutes, and what holds them in memory, by the exchange's own bars.
+
+        Minutes that are not sealed yet are left to the tick. Bars that have left the memory are
+        restated by the store, from the minutes it holds. `stored` are the bars that are to be
+        replaced though they are not suspect: they are needed to take them out of longer bars.
+        """
+        facts, counts = Facts(), self._state.bars
+        replaced = {bar.open_ms: bar for bar in stored}
+        state = self._state.settled(symbol)
+        with decimal.localcontext(EXACT):
+            for minute in minutes:
+                if minute.open_ms >= self.minute_ms:
+                    continue
+                official = minute.copy()
+                official.source = Source.OFFICIAL
+                if state is None or minute.open_ms < MINUTE.floor(state.onboard_ms):
+                    facts.restated.append(BarFact(symbol, MINUTE.name, official))
+                    counts.restated += 1
+                    counts.official += 1
+                else:
+                    old = replaced.get(minute.open_ms)
+                    restate.replace_minute(self._state, state, official, old, facts)
+        return facts
+
+    # -- Reading -------------------------------------------------------------------------------
+
+    @property
+    def minute_ms(self) -> int:
+        """Open time of the running minute: every minute before it is sealed."""
+        return self._state.minute_ms
+
+    @property
+    def states(self) -> dict[str, SymbolState]:
+        """The symbols by name. Owned by the shard; not settled."""
+        return self._state.symbols
+
+    def owed(self) -> dict[str, tuple[tuple[int, int], ...]]:
+        """Return the sealed minutes that repair owes, by symbol: spans of open times, oldest first.
+
+        Symbols that owe nothing are left out.
+        """
+        return {
+            symbol: tuple(state.suspects)
+            for symbol, state in self._state.symbols.items()
+            if state.suspects
+        }
+
+    def owes(self, symbol: str, from_ms: int, end_ms: int) -> bool:
+        """Whether any minute of a symbol that opens in [from_ms, end_ms) is owed."""
+        state = self._state.symbols.get(symbol)
+        return state is not None and state.suspects.meets(from_ms, end_ms)
+
+    def last_trade_ms(self, symbol: str) -> int | None:
+        """Return when the newest trade of a symbol was made; None where that is not known."""
+        state = self._state.settled(symbol)
+        return None if state is None else state.last_trade_ms
+
+    def trades_in_minute(self, symbol: str, open_ms: int) -> int | None:
+        """Return how many trades of a minute are here; None where it is not held any more."""
+        state = self._state.settled(symbol)
+        if state is None:
+            return None
+        held = (bar for bar in (*state.held, state.minute) if bar.open_ms == open_ms)
+        return next((bar.count for bar in held), None)
+
+    @property
+    def trades(self) -> TradeCounts:
+        """Where every trade ended."""
+        return self._state.trades
+
+    @property
+    def bars(self) -> BarCounts:
+        """What has been handed out."""
+        return self._state.bars
+
+    @property
+    def merged_told(self) -> bool:
+        """Whether `merged_bars` has been asked since the last tick."""
+        return self._state.merged_told
+
+    @merged_told.setter
+    def merged_told(self, told: bool) -> None:
+        self._state.merged_told = told
+
+    def seeds(self) -> list[Seed]:
+        """Return the state of every symbol as of the running minute, as `load` takes it."""
+        return report.seeds(self._state)
+
+    def running_minutes(self) -> list[RunningBar]:
+        """Return the running minutes of all symbols, as of the newest trade."""
+        return report.running_minutes(self._state)
+
+    def merged_bars(self) -> list[RunningBar]:
+        """Return what the running longer bars of all symbols have merged: their sealed minutes."""
+        return report.merged_bars(self._state)
+
+    def births(self) -> list[Births]:
+        """Return which longer bars the last tick opened."""
+        return report.births(self._state)
+
+    def open_bars(self) -> list[BarFact]:
+        """Return the running bars of all symbols and intervals, as of the newest trade."""
+        return report.open_bars(self._state)

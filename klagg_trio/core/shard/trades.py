@@ -1,0 +1,155 @@
+"""How trades get into their minutes, one by one or as columns.
+
+What only goes on, ids and minute, is the usual case and is written out once for each of the two. A
+trade that does anything else is taken one by one, by the rules of `evidence`.
+"""
+
+from __future__ import annotations
+
+import decimal
+from collections.abc import Iterable
+from typing import Final
+
+from klagg_trio.core.bar import EXACT, newborn
+from klagg_trio.core.columns import (
+    CONTINUES,
+    NEVER,
+    UNKNOWN,
+    WHICH,
+    Booleans,
+    PendingMinute,
+    TradeRuns,
+)
+from klagg_trio.core.facts import Facts
+from klagg_trio.core.intervals import MINUTE, MINUTE_MS
+from klagg_trio.core.shard.evidence import Findings, admit
+from klagg_trio.core.shard.restate import apply_findings, apply_late
+from klagg_trio.core.shard.state import ShardState, SymbolState
+from klagg_trio.core.trade import Trade
+
+AHEAD_MS_MAX: Final = 10 * MINUTE_MS
+"""A trade further ahead of the clock than this is nonsense; ten minutes outlast a slow resync."""
+
+
+def apply_trades(shard: ShardState, trades: Iterable[Trade]) -> Facts | None:
+    """Put trades into their minutes. Returns None where that is all there is to say.
+
+    This loop is the hot path of the program: the common case, a trade that continues its symbol's
+    ids within the running minute, is written out here and calls nothing.
+    """
+    if shard.pending is not None:
+        trades = list(trades)
+        shard.settle({trade.symbol for trade in trades})
+    facts: Facts | None = None
+    states, counts = shard.symbols, shard.trades
+    in_bars = 0
+    before = decimal.getcontext()
+    decimal.setcontext(EXACT)
+    try:
+        for trade in trades:
+            state = states.get(trade.symbol)
+            if state is None:
+                counts.not_ours += 1
+                continue
+            bar = state.minute
+            time_ms, trade_id = trade.time_ms, trade.id
+            if trade_id != state.next_id or not bar.open_ms <= time_ms < bar.end_ms:
+                if facts is None:
+                    facts = Facts()
+                _apply_unusual(shard, state, trade, facts)
+                continue
+            price, quantity = trade.price, trade.quantity
+            quote = price * quantity
+            if bar.count:
+                if price > bar.high:
+                    bar.high = price
+                elif price < bar.low:
+                    bar.low = price
+                if trade_id < bar.first:  # older ids of this minute came out of order before
+                    bar.first, bar.open = trade_id, price
+            else:
+                bar.open = bar.high = bar.low = price
+                bar.first = trade_id
+            bar.close = price
+            bar.last = trade_id
+            bar.volume += quantity
+            bar.quote_volume += quote
+            bar.count += trade.last_id - trade.first_id + 1
+            if not trade.buyer_is_maker:
+                bar.taker_buy_volume += quantity
+                bar.taker_buy_quote_volume += quote
+            state.next_id = trade_id + 1
+            state.last_trade_ms = time_ms
+            in_bars += 1
+    finally:
+        decimal.setcontext(before)
+        counts.in_bars += in_bars
+    return facts or None
+
+
+def apply_runs(shard: ShardState, runs: TradeRuns) -> Facts | None:
+    """Put trades that come as columns into their minutes: the same as `apply_trades`."""
+    pending = shard.pending
+    if pending is None or pending.units is not runs.units or pending.full:
+        shard.settle()
+        pending = shard.pending = PendingMinute(runs.units)
+    usual = _go_on(shard, pending, runs)
+    if not usual.all():
+        _ask_next_ids(shard, pending, runs)
+        usual = _go_on(shard, pending, runs)
+    if usual.all():
+        pending.add(runs)
+        shard.trades.in_bars += runs.trades_count
+        return None
+    chosen = runs.part(usual)
+    pending.add(chosen)
+    shard.trades.in_bars += chosen.trades_count
+    unusual = runs.part(~usual)
+    one_by_one = [trade for run in range(len(unusual)) for trade in unusual.trades_of(run)]
+    return apply_trades(shard, one_by_one)
+
+
+def _go_on(shard: ShardState, pending: PendingMinute, runs: TradeRuns) -> Booleans:
+    """Return which runs continue their symbols' ids within the running minute."""
+    table, minute_ms = runs.runs, shard.minute_ms
+    going_on: Booleans = table[CONTINUES] == pending.next_id.take(table[WHICH])
+    if not runs.all_within(minute_ms, minute_ms + MINUTE_MS):
+        going_on &= runs.within(minute_ms, minute_ms + MINUTE_MS)
+    return going_on
+
+
+def _ask_next_ids(shard: ShardState, pending: PendingMinute, runs: TradeRuns) -> None:
+    """Look up which ids continue those symbols of these runs that nobody has asked about."""
+    states, symbols, next_id = shard.symbols, runs.units.symbols, pending.next_id
+    for index in runs.runs[WHICH].tolist():
+        if next_id[index] == UNKNOWN:
+            state = states.get(symbols[index])
+            known = None if state is None else state.next_id
+            next_id[index] = NEVER if known is None else known
+
+
+def _apply_unusual(shard: ShardState, state: SymbolState, trade: Trade, facts: Facts) -> None:
+    """Apply a trade that jumps, repeats, is out of order, or is not of the running minute."""
+    if trade.time_ms >= state.minute.end_ms + AHEAD_MS_MAX:
+        shard.trades.rejected += 1
+        return
+    findings = Findings()
+    admitted = admit(shard, state, trade, findings)
+    apply_findings(shard, state, findings, facts)
+    if not admitted:
+        shard.trades.duplicate += 1
+        return
+    if state.last_trade_ms is None or trade.time_ms > state.last_trade_ms:
+        state.last_trade_ms = trade.time_ms
+    minute = state.minute
+    if trade.time_ms < minute.open_ms:
+        shard.trades.late += 1
+        apply_late(shard, state, trade, facts)
+        return
+    if trade.time_ms >= minute.end_ms:
+        open_ms = MINUTE.floor(trade.time_ms)
+        minute = state.ahead.setdefault(
+            open_ms, newborn(open_ms, open_ms + MINUTE_MS, state.last_close)
+        )
+    minute.add(trade)
+    shard.trades.in_bars += 1
