@@ -6,25 +6,30 @@ stdout is data, stderr is messages; an error that a user can act on is one line.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
-import signal
 import sys
-from collections.abc import Callable
-from types import FrameType
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeVar
 
 import click
 
-from klagg_trio import __version__
+from klagg_trio import __version__, interrupt
 from klagg_trio.commands import EXIT_INTERRUPTED, leaves
-from klagg_trio.core.errors import KlaggError
+from klagg_trio.core.errors import KlaggError, StoreError
+from klagg_trio.core.plain import plain
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+COMPLAINT_LENGTH_MAX = 1_000
+"""Characters of one line that says what is wrong."""
 
 
 def main() -> NoReturn:
     """Run one command and exit with its code: docs/reference.md lists them."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    interrupt.end_at_signals()
+    _speak_utf8()
     sys.exit(execute(sys.argv[1:]))
 
 
@@ -38,15 +43,13 @@ def execute(arguments: list[str]) -> int:
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
         return EXIT_INTERRUPTED
-    except KlaggError as error:
+    except (KlaggError, OSError) as error:
         return _complain([error])
-    except BrokenPipeError:
-        # Whoever read our stdout has seen enough: not an error, and nothing more to flush.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except SystemExit:  # click leaves like this at a broken pipe, and at nothing else
+        return _complain([BrokenPipeError()])
     except BaseExceptionGroup as group:
         errors = list(leaves(group))
-        ours = [error for error in errors if isinstance(error, KlaggError)]
+        ours = [error for error in errors if isinstance(error, KlaggError | OSError)]
         if len(ours) == len(errors):
             return _complain(ours)
         if all(isinstance(error, KeyboardInterrupt | KlaggError) for error in errors):
@@ -55,17 +58,38 @@ def execute(arguments: list[str]) -> int:
     return code if isinstance(code, int) else 0
 
 
-def _complain(errors: list[KlaggError]) -> int:
-    """Say each thing wrong on a line of its own. The first one decides the exit code."""
-    for text in dict.fromkeys(str(error) for error in errors):
-        line = "".join(c if c.isprintable() else " " for c in text)
-        click.echo(f"klagg: {line}", err=True)
-    return errors[0].exit_code
+def _complain(errors: Sequence[KlaggError | OSError]) -> int:
+    """Say each thing wrong on a line of its own. The first one decides the exit code.
+
+    What the system has refused and nothing has put into better words is the disk's fault: stdout
+    may lie on a full one. But whoever read our output and has seen enough is no error.
+    """
+    told = [error for error in errors if not isinstance(error, BrokenPipeError)]
+    if len(told) < len(errors) or isinstance(errors[0], OSError):
+        _give_up_stdout()
+    with contextlib.suppress(OSError):  # a stderr that is gone: the exit code says it
+        for text in dict.fromkeys(map(str, told)):
+            click.echo(f"klagg: {plain(text, COMPLAINT_LENGTH_MAX)}", err=True)
+    if not told:
+        return 0
+    return told[0].exit_code if isinstance(told[0], KlaggError) else StoreError.exit_code
 
 
-def _interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
-    """Treat SIGTERM like Ctrl-C until a command takes signals in hand itself."""
-    raise KeyboardInterrupt
+def _give_up_stdout() -> None:
+    """Send what is still to be written to stdout nowhere, so that nothing fails at the exit."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _speak_utf8() -> None:
+    """Write UTF-8 whatever the locale: names of contracts are in any script."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            # Closed by whoever started us: it goes nowhere.
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
 
 
 def _options(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
@@ -192,7 +216,7 @@ def run(headless: bool, duration: str | None, **flags: str | None) -> int:
     klagg run --headless                         with status lines on stderr
     klagg run --duration 5m                      then a clean stop
 
-    Ctrl-C or SIGTERM ends it within two seconds and loses nothing.
+    Ctrl-C, SIGTERM or SIGHUP ends it within two seconds and loses nothing.
     """
     from klagg_trio.commands.run import run_command
 

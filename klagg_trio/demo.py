@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import random
 import tempfile
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -98,8 +98,16 @@ def drawn_options(seed: int, minutes: int = 30) -> DemoOptions:
     )
 
 
-def run_demo(options: DemoOptions, *, watch: Watch | None = None) -> DemoSummary:
-    """Run the demo and check its bars. `watch` draws what the function it is given reads."""
+def run_demo(
+    options: DemoOptions,
+    *,
+    watch: Watch | None = None,
+    wait_signal: Callable[[trio.TaskStatus[None]], Awaitable[None]] | None = None,
+) -> DemoSummary:
+    """Run the demo and check its bars. `watch` draws what the function it is given reads.
+
+    KeyboardInterrupt once `wait_signal` returns; everything is closed by then.
+    """
     clock = (
         trio.testing.MockClock(autojump_threshold=0)
         if math.isinf(options.speed)
@@ -107,9 +115,33 @@ def run_demo(options: DemoOptions, *, watch: Watch | None = None) -> DemoSummary
     )
     if options.data_dir is not None:
         options.data_dir.mkdir(parents=True, exist_ok=True)
-        return trio.run(run_stage, options, options.data_dir, watch, clock=clock)
+        return trio.run(_stage, options, options.data_dir, watch, wait_signal, clock=clock)
     with tempfile.TemporaryDirectory(prefix="klagg-demo-") as folder:
-        return trio.run(run_stage, options, Path(folder), watch, clock=clock)
+        return trio.run(_stage, options, Path(folder), watch, wait_signal, clock=clock)
+
+
+async def _stage(
+    options: DemoOptions,
+    data_dir: Path,
+    watch: Watch | None,
+    wait_signal: Callable[[trio.TaskStatus[None]], Awaitable[None]] | None,
+) -> DemoSummary:
+    """Run the stage until it is done or a signal comes."""
+    if wait_signal is None:
+        return await run_stage(options, data_dir, watch)
+    summary: DemoSummary | None = None
+    async with trio.open_nursery() as nursery:
+
+        async def cancel_at_signal(task_status: trio.TaskStatus[None]) -> None:
+            await wait_signal(task_status)
+            nursery.cancel_scope.cancel()
+
+        await nursery.start(cancel_at_signal)
+        summary = await run_stage(options, data_dir, watch)
+        nursery.cancel_scope.cancel()
+    if summary is None:
+        raise KeyboardInterrupt
+    return summary
 
 
 async def run_stage(

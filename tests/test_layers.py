@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "klagg_trio"
 
 PURE = {
     *("__future__", "collections", "copy", "dataclasses", "decimal", "enum", "itertools", "typing"),
-    *("msgspec", "numpy"),
+    *("re", "msgspec", "numpy"),
 }
 """All that `core` may use besides itself: no I/O, no clock, no chance, no log."""
 
@@ -39,8 +39,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "check": {"core", "store", "sim", "nursery_app"},
     "demo": EDGE | set(TASKS) | {"sim", "backfill", "nursery_app", "check"},
     "commands": {"*"},
-    "cli": {"core", "settings", "commands"},
-    "__main__": {"cli"},
+    "interrupt": set(),
+    "cli": {"core", "settings", "commands", "interrupt"},
+    "__main__": {"cli", "interrupt"},
     "__init__": set(),
 }
 """For each part of the package (a module or a folder at its top), the parts it may import."""

@@ -3,8 +3,11 @@
 from collections.abc import Iterator
 from typing import Final
 
+from klagg_trio.interrupt import EXIT_INTERRUPTED
+
+__all__ = ["EXIT_FINDINGS", "EXIT_INTERRUPTED", "leaves"]
+
 EXIT_FINDINGS: Final = 3
-EXIT_INTERRUPTED: Final = 130
 
 
 def leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:

@@ -13,7 +13,7 @@ import click
 
 from klagg_trio.check import DemoSummary
 from klagg_trio.commands import EXIT_FINDINGS
-from klagg_trio.commands.start import locked
+from klagg_trio.commands.start import locked, wait_signal
 from klagg_trio.dashboard import run_dashboard, run_status_line
 from klagg_trio.demo import DemoOptions, run_demo
 from klagg_trio.sim.faults import PROFILES
@@ -48,10 +48,10 @@ def run_command(
     )
     watch = run_dashboard if watched else run_status_line
     if options.data_dir is None:
-        summary = run_demo(options, watch=watch)
+        summary = run_demo(options, watch=watch, wait_signal=wait_signal)
     else:
         with locked(options.data_dir):
-            summary = run_demo(options, watch=watch)
+            summary = run_demo(options, watch=watch, wait_signal=wait_signal)
     if as_json:
         click.echo(json.dumps(summary.as_json(), ensure_ascii=False))
     else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import click
 import trio
@@ -31,6 +31,7 @@ from klagg_trio.settings import Settings
 from klagg_trio.store.database import Database
 from klagg_trio.store.start_snapshot import read_snapshot
 from klagg_trio.store.thread import one_thread
+from klagg_trio.vitals import Vitals
 
 
 def run_command(flags: Mapping[str, str | None], *, headless: bool, duration: str | None) -> int:
@@ -90,6 +91,12 @@ async def _run(
             if app is None:
                 nursery.cancel_scope.cancel()
 
+        async def watch_while_read(read: Callable[[], Vitals]) -> None:
+            try:
+                await watch(read)
+            except BrokenPipeError:  # `klagg run 2>&1 | head`: nobody reads any more
+                stop.set()
+
         async def run(task_status: trio.TaskStatus[App]) -> None:
             nonlocal report
             report = await run_app(
@@ -98,7 +105,7 @@ async def _run(
                 database=database,
                 start=start,
                 stop=stop,
-                watch=watch,
+                watch=watch_while_read,
                 task_status=task_status,
             )
             ended.set()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import signal
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,8 +13,10 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from klagg_trio import interrupt
 from klagg_trio.core.errors import LockedError, StoreError
 from klagg_trio.core.intervals import INTERVALS
+from klagg_trio.core.plain import plain
 from klagg_trio.settings import Loaded, Settings, load, parse_duration_s
 
 if TYPE_CHECKING:
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 LOCK_NAME: Final = "klagg.lock"
 DATABASE_NAME: Final = "klagg.db"
 SNAPSHOT_NAME: Final = "initial_state.cbor"
+
+LOG_LENGTH_MAX: Final = 1_000
+"""Characters of one message in the log."""
 
 
 def load_here(flags: Mapping[str, str | None]) -> Loaded:
@@ -84,6 +88,15 @@ def locked(data_dir: Path) -> Iterator[None]:
 # -- Log -------------------------------------------------------------------------------------------
 
 
+class _Lines(logging.Formatter):
+    """One line a message, for people."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        if record.exc_info:
+            return super().format(record)
+        return f"klagg: {plain(record.getMessage(), LOG_LENGTH_MAX)}"
+
+
 class _JsonLines(logging.Formatter):
     """One JSON object a line, for programs."""
 
@@ -92,7 +105,7 @@ class _JsonLines(logging.Formatter):
             "at": self.formatTime(record),
             "level": record.levelname.lower(),
             "from": record.name,
-            "text": record.getMessage(),
+            "text": plain(record.getMessage(), LOG_LENGTH_MAX),
         }
         if record.exc_info:
             entry["traceback"] = self.formatException(record.exc_info)
@@ -104,7 +117,8 @@ def set_up_log(settings: Settings) -> None:
     root = logging.getLogger()
     warnings = logging.lastResort
     assert warnings is not None
-    warnings.setFormatter(logging.Formatter("klagg: %(message)s"))
+    warnings.setFormatter(_Lines())
+    logging.raiseExceptions = False  # a log that cannot be written is no reason for a traceback
     root.addHandler(warnings)
     if settings.log_file is None:
         return
@@ -124,12 +138,12 @@ def set_up_log(settings: Settings) -> None:
 
 
 async def wait_signal(task_status: trio.TaskStatus[None]) -> None:
-    """Return at the first SIGINT or SIGTERM. A second one then ends the program the hard way."""
+    """Return at the first SIGINT, SIGTERM or SIGHUP. A second one ends the program at once."""
     import trio
 
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+    with trio.open_signal_receiver(*interrupt.signals()) as received:
         task_status.started()
-        async for _ in signals:
+        async for _ in received:
             return
 
 
