@@ -13,6 +13,7 @@ hold the event loop as long; so a thread of its own writes, and while it is busy
 from __future__ import annotations
 
 import datetime
+import errno
 import math
 import os
 import queue
@@ -30,6 +31,7 @@ from rich.live import Live
 from rich.text import Text
 
 from klagg_trio.core.facts import Event
+from klagg_trio.core.plain import plain
 from klagg_trio.vitals import ConnectionVitals, SymbolVitals, Vitals
 
 FRAME_S: Final = 0.5
@@ -63,6 +65,9 @@ REASON_MIN: Final = 32
 
 INBOXES_MAX: Final = 8
 """Shards up to which each is shown; of more, the fullest."""
+
+NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""A file that the status lines go to is full: a line less, while the run goes on."""
 
 HEALTH_STYLES: Final = {"good": "bold green", "degraded": "bold yellow", "bad": "bold red"}
 QUIET: Final = "dim"
@@ -182,9 +187,9 @@ def _rule(title: str, width: int) -> Section:
 
 def _health(vitals: Vitals) -> tuple[str, str]:
     """Health and why. It is not good while the disk refuses, whatever else is well."""
-    reason = _plain(vitals.reason)
+    reason = plain(vitals.reason)
     if vitals.writer.trouble:
-        trouble = f"disk: {_plain(vitals.writer.trouble)}"
+        trouble = f"disk: {plain(vitals.writer.trouble)}"
         return "bad", f"{trouble}; {reason}" if reason else trouble
     return vitals.health, reason
 
@@ -259,7 +264,7 @@ def _connections(vitals: Vitals, rows: int, width: int) -> Section:
     if hidden > 0 and rows > 1:
         rows, hidden = rows - 1, hidden + 1
     for each in ranked[:rows]:
-        line = Text(f"{_fit(_plain(each.name), 6)} ")
+        line = Text(f"{_fit(plain(each.name), 6)} ")
         line.append(f"{each.state:<12}", style="green" if each.state == "live" else "yellow")
         line.append("".join(f"{contents(each):>{size}}" for _, size, contents in columns))
         lines.append(line)
@@ -337,7 +342,7 @@ def _symbols(symbols: Sequence[SymbolVitals], rows: int, width: int) -> Section:
         sparks -= len(" 12,345 trades")
     lines = []
     for each in symbols[:rows]:
-        line = Text(f"{_fit(_plain(each.symbol), name_width)} {_price(each.last_price):>10}")
+        line = Text(f"{_fit(plain(each.symbol), name_width)} {_price(each.last_price):>10}")
         change = round(each.change_percent, 2) + 0.0  # of -0.0 it makes 0.0
         style = "green" if change > 0 else "red" if change < 0 else ""
         line.append(f"{_change(change):>8} ", style=style)
@@ -353,9 +358,9 @@ def _events(events: Sequence[Event], rows: int, width: int) -> Section:
     lines = []
     for event in events[-rows:] if rows > 0 else ():
         line = Text(f"{_utc(event.at_ms, '%H:%M:%S')} ", style=QUIET)
-        line.append(f"{_plain(event.kind):<13}", style="yellow" if event.kind in TROUBLE else "")
+        line.append(f"{plain(event.kind):<13}", style="yellow" if event.kind in TROUBLE else "")
         text = f"{event.symbol} {event.text}" if event.symbol else event.text
-        line.append(" " + _cut(_plain(text), width - line.cell_len - 1))
+        line.append(" " + _cut(plain(text), width - line.cell_len - 1))
         lines.append(line)
     return lines or [Text("none yet", style=QUIET)]
 
@@ -399,11 +404,6 @@ def spark(closes: Iterable[float], width: int) -> str:
         SPARKS[round((close - low) / span * steps)] if span else SPARKS[0] for close in newest
     ]
     return "".join(blocks).rjust(width)
-
-
-def _plain(text: str) -> str:
-    """Return text from outside as one line that cannot steer the terminal."""
-    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def _fit(text: str, width: int) -> str:
@@ -587,4 +587,8 @@ async def run_status_line(
         now_s = time.perf_counter()
         if now_s - written_s >= real_every_s:
             written_s = now_s
-            write(status_line(read()) + "\n")
+            try:
+                write(status_line(read()) + "\n")
+            except OSError as error:
+                if error.errno not in NO_ROOM:
+                    raise  # nobody reads any more

@@ -28,6 +28,7 @@ from klagg_trio import cmd
 from klagg_trio.core.errors import ConfigurationError
 from klagg_trio.core.facts import BarCounts, Event, Facts, TradeCounts
 from klagg_trio.core.intervals import select
+from klagg_trio.core.plain import plain
 from klagg_trio.core.seed import StartState
 from klagg_trio.core.shard import Shard, SymbolState
 from klagg_trio.discovery import Discovery
@@ -56,6 +57,9 @@ REPEATED: Final = frozenset(
     ("repair failed", "audit failed", "check failed", "discovery", "rejected")
 )
 REPEATED_MS: Final = 60_000
+
+EVENT_LENGTH_MAX: Final = 500
+"""Characters of one event's text."""
 
 FIGURES_S: Final = 10.0
 """Between two reports of the run's figures to the database."""
@@ -209,7 +213,9 @@ class App:
         """Take an event for the journal. Synchronous, so that any part may note anything.
 
         What may fail for hundreds of symbols at once is told once a minute, with how often it was.
+        Its words may come from outside: what cannot be shown is not kept either.
         """
+        event = event._replace(symbol=plain(event.symbol), text=plain(event.text, EVENT_LENGTH_MAX))
         if event.kind in REPEATED:
             told_ms, untold = self._told.get(event.kind, (0, 0))
             if event.at_ms - told_ms < REPEATED_MS:

@@ -94,7 +94,7 @@ async def _run(
         async def watch_while_read(read: Callable[[], Vitals]) -> None:
             try:
                 await watch(read)
-            except BrokenPipeError:  # `klagg run 2>&1 | head`: nobody reads any more
+            except OSError:  # `klagg run 2>&1 | head`, a terminal that is gone: nobody looks
                 stop.set()
 
         async def run(task_status: trio.TaskStatus[App]) -> None:
