@@ -19,7 +19,8 @@ from bench.market import CACHE, instruments
 from bench.measure import Figures, Part, interleaved, median, spread, table
 from klagg_trio.core.bar import Bar, Source
 from klagg_trio.core.intervals import MINUTE_MS
-from klagg_trio.store.database import Database, open_reader
+from klagg_trio.store.database import Database
+from klagg_trio.store.reading import open_reader
 
 CALL_BARS = 1_000
 QUERY = (

@@ -16,7 +16,8 @@ from typing import Any, Final
 
 from klagg_trio.nursery_app import RunReport
 from klagg_trio.sim.server import SimExchange
-from klagg_trio.store.database import REPLACED_MARK, open_reader
+from klagg_trio.store.database import REPLACED_MARK
+from klagg_trio.store.reading import open_reader
 from klagg_trio.store.schema import VALUE_COLUMNS
 from klagg_trio.store.verify import verify
 

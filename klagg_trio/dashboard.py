@@ -187,11 +187,10 @@ def _rule(title: str, width: int) -> Section:
 
 def _health(vitals: Vitals) -> tuple[str, str]:
     """Health and why. It is not good while the disk refuses, whatever else is well."""
-    reason = plain(vitals.reason)
-    if vitals.writer.trouble:
-        trouble = f"disk: {plain(vitals.writer.trouble)}"
-        return "bad", f"{trouble}; {reason}" if reason else trouble
-    return vitals.health, reason
+    reason, trouble = plain(vitals.reason), plain(vitals.writer.trouble)
+    if not trouble:
+        return vitals.health, reason
+    return "bad", trouble if reason in ("", trouble) else f"{trouble}; {reason}"
 
 
 def _praise(vitals: Vitals) -> str:

@@ -251,7 +251,7 @@ class App:
         if clock.sampled_s > self.settings.offset_valid_s / 2:
             health, reason = "bad", f"exchange time is {clock.sampled_s:.0f} s old"
         elif writer.trouble:
-            health, reason = "bad", f"disk: {writer.trouble}"
+            health, reason = "bad", writer.trouble
         elif clock.next_tick_s < -10:
             health, reason = "bad", f"the tick is {-clock.next_tick_s:.0f} s late"
         by_trades = sorted(states, key=lambda state: -state.minute.count)[:RANKED]

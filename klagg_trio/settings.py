@@ -312,7 +312,10 @@ def _path(value: object, _: object) -> Path:
     if isinstance(value, Path):
         return value
     if isinstance(value, str) and value and "\0" not in value:
-        return Path(value)
+        try:
+            return Path(value).expanduser()
+        except RuntimeError as error:
+            raise ValueError(f"{_shown(value)} begins with a home that is not known") from error
     raise ValueError(f"must be a path, not {_shown(value)}")
 
 

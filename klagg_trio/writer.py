@@ -22,6 +22,7 @@ cut is stored: a restart never finds a snapshot that is ahead of the database.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -31,13 +32,15 @@ from typing import Any, Final
 import trio
 
 from klagg_trio import cmd
-from klagg_trio.core.errors import StoreError
+from klagg_trio.core.errors import BusyError, StoreError
 from klagg_trio.core.facts import Births, Event, Facts, RunningBar
 from klagg_trio.core.seed import StartState
 from klagg_trio.store.database import Database
 from klagg_trio.store.start_snapshot import write_snapshot
 from klagg_trio.store.thread import RunInThread
 from klagg_trio.vitals import WriterVitals
+
+log = logging.getLogger(__name__)
 
 EVENTS_KEPT: Final = 200
 """Newest events, for the dashboard; the database has the others."""
@@ -149,12 +152,25 @@ class Writer:
                 result = await self._run_in_thread(function, *args)
             except StoreError as error:
                 self.retries += 1
-                self.trouble = str(error)
+                self._tell(error)
                 await trio.sleep(pause_s)
             else:
                 self.trouble = ""
                 return result
-        return await self._run_in_thread(function, *args)
+        try:
+            return await self._run_in_thread(function, *args)
+        except BusyError as error:
+            raise BusyError(
+                f"{error}, and has for {sum(RETRY_PAUSES_S) / 60:.0f} minutes: close it, then "
+                "start again"
+            ) from error
+
+    def _tell(self, error: StoreError) -> None:
+        """Keep what the disk says for the picture, and log it once while it says the same."""
+        trouble = str(error) if isinstance(error, BusyError) else f"disk: {error}"
+        if trouble != self.trouble:
+            log.warning("%s", trouble)
+        self.trouble = trouble
 
     # -- Reading -------------------------------------------------------------------------------
 

@@ -69,7 +69,7 @@ TROUBLED = replace(
     reason="the tick is 14 s late",
     clock=replace(HEALTHY.clock, next_tick_s=-14.0),
     connections=(CONNECTION, replace(CONNECTION, name="1.2", state="connecting")),
-    writer=replace(HEALTHY.writer, trouble="the disk is full"),
+    writer=replace(HEALTHY.writer, trouble="disk: the disk is full"),
     suspect_minutes=1_234,
     events=(Event(NOON_MS, "gap", "BTCUSDT", "3 trades\x1b[2J missing"),),
 )
@@ -223,7 +223,7 @@ def test_trouble_is_said_in_words():
 @pytest.mark.parametrize(("width", "height"), [(80, 24), (40, 10)])
 def test_it_is_not_good_while_the_disk_refuses(width, height):
     """A commit that waits to be tried again is trouble, even where all else is well."""
-    vitals = replace(HEALTHY, writer=replace(HEALTHY.writer, trouble="the disk is full"))
+    vitals = replace(HEALTHY, writer=replace(HEALTHY.writer, trouble="disk: the disk is full"))
     text = "\n".join(drawn(vitals, width, height))
     assert "BAD  disk: the disk is full" in text
     assert "GOOD" not in text

@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from klagg_trio.store.database import open_reader
+from klagg_trio.store.reading import open_reader
 
 DAY_MS = 86_400_000
 QUERY = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import sqlite3
 import sys
 from collections.abc import Iterator, Mapping
 from typing import Final
@@ -19,15 +20,17 @@ from klagg_trio.commands.start import (
     intervals_of,
     load_here,
     locked,
+    open_database,
+    open_rest,
     set_up_log,
+    since_last_tick_ms,
     wait_signal,
-    wall_ms,
 )
 from klagg_trio.core.errors import ConfigurationError, RemoteError
-from klagg_trio.exchange.rest import HttpxRest
 from klagg_trio.exchange.weight import WeightGate
-from klagg_trio.settings import Settings, parse_since
-from klagg_trio.store.database import Database, open_reader
+from klagg_trio.settings import Settings
+from klagg_trio.store.database import Database
+from klagg_trio.store.reading import reading
 
 TOLD_MAX: Final = 20
 """Differences printed where nobody asked for JSON."""
@@ -40,8 +43,10 @@ def run_command(
     settings = load_here(flags).settings
     set_up_log(settings)
     intervals = intervals_of(chosen)
-    with _database(settings, repair) as database:
-        report = trio.run(_run, settings, database, intervals)
+    path = settings.data_dir / DATABASE_NAME
+    # Where there is no database, say so before a lock is made for one that repairs.
+    with reading(path) as connection, _database(settings, repair) as database:
+        report = trio.run(_run, settings, connection, database, intervals)
     if report is None:
         click.echo("klagg: stopped", err=True)
         return EXIT_INTERRUPTED
@@ -59,13 +64,11 @@ def run_command(
 @contextlib.contextmanager
 def _database(settings: Settings, repair: bool) -> Iterator[Database | None]:
     """Open the database for writing, under the lock, only where something is to be replaced."""
-    path = settings.data_dir / DATABASE_NAME
-    open_reader(path).close()  # where there is none, say so before a lock is made
     if not repair:
         yield None
         return
     with locked(settings.data_dir):
-        database = Database.open(path)
+        database = open_database(settings.data_dir)
         try:
             yield database
         finally:
@@ -73,7 +76,10 @@ def _database(settings: Settings, repair: bool) -> Iterator[Database | None]:
 
 
 async def _run(
-    settings: Settings, database: Database | None, intervals: tuple[str, ...]
+    settings: Settings,
+    connection: sqlite3.Connection,
+    database: Database | None,
+    intervals: tuple[str, ...],
 ) -> AuditReport | None:
     """Audit until done or until a signal, which gives None."""
     report = None
@@ -84,11 +90,9 @@ async def _run(
             nursery.cancel_scope.cancel()
 
         await nursery.start(stop_at_signal)
-        rest = HttpxRest(settings.rest_url, WeightGate(share=settings.weight_share))
-        connection = open_reader(settings.data_dir / DATABASE_NAME)
+        rest = open_rest(settings, WeightGate(share=settings.weight_share))
         try:
-            kind, value_ms = parse_since(settings.since)
-            since_ms = value_ms if kind == "at" else int(wall_ms()) - value_ms
+            since_ms = since_last_tick_ms(connection, settings.since)
             series = stored_series(connection, settings.symbols, intervals, since_ms)
             if not series:
                 raise ConfigurationError(
@@ -97,7 +101,6 @@ async def _run(
             audit = Audit(rest, connection, database=database, on_progress=_progress)
             report = await audit.run(series)
         finally:
-            connection.close()
             with trio.CancelScope(shield=True):
                 await rest.aclose()
         nursery.cancel_scope.cancel()

@@ -16,13 +16,14 @@ import trio
 from klagg_trio.backfill import BackfillReport, Progress, run_backfill
 from klagg_trio.commands import EXIT_INTERRUPTED
 from klagg_trio.commands.start import (
-    DATABASE_NAME,
+    command_here,
     load_here,
     locked,
+    open_database,
+    open_rest,
     set_up_log,
     wait_signal,
 )
-from klagg_trio.exchange.rest import HttpxRest
 from klagg_trio.exchange.weight import WeightGate
 from klagg_trio.settings import Settings
 from klagg_trio.store.database import Database
@@ -34,10 +35,11 @@ LINE_EVERY_S: Final = 5.0
 
 def run_command(flags: Mapping[str, str | None], *, as_json: bool) -> int:
     """Run the backfill. Returns the exit code."""
-    settings = load_here(flags).settings
+    loaded = load_here(flags)
+    settings = loaded.settings
     set_up_log(settings)
     with locked(settings.data_dir):
-        database = Database.open(settings.data_dir / DATABASE_NAME)
+        database = open_database(settings.data_dir)
         try:
             with _shown_progress() as on_progress:
                 report = trio.run(_run, settings, database, on_progress)
@@ -46,7 +48,7 @@ def run_command(flags: Mapping[str, str | None], *, as_json: bool) -> int:
     if report is None:
         click.echo("klagg: stopped; what was fetched is stored: run it again to go on", err=True)
         return EXIT_INTERRUPTED
-    _tell(report, as_json)
+    _tell(report, as_json, command_here("klagg run", loaded))
     return 0
 
 
@@ -62,7 +64,7 @@ async def _run(
             nursery.cancel_scope.cancel()
 
         await nursery.start(stop_at_signal)
-        rest = HttpxRest(settings.rest_url, WeightGate(share=settings.weight_share))
+        rest = open_rest(settings, WeightGate(share=settings.weight_share))
         try:
             report = await run_backfill(
                 settings,
@@ -78,7 +80,7 @@ async def _run(
     return report
 
 
-def _tell(report: BackfillReport, as_json: bool) -> None:
+def _tell(report: BackfillReport, as_json: bool, then: str) -> None:
     for symbol, reason in report.failed:
         click.echo(f"klagg: {symbol} left out: {reason}", err=True)
     if as_json:
@@ -91,7 +93,7 @@ def _tell(report: BackfillReport, as_json: bool) -> None:
         return
     click.echo(
         f"klagg: {len(report.symbols)} symbols, {report.bars:,} bars stored, weight "
-        f"{report.weight:,}; start snapshot: {report.snapshot}; next: klagg run",
+        f"{report.weight:,}; start snapshot: {report.snapshot}; next: {then}",
         err=True,
     )
 

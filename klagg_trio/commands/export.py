@@ -15,10 +15,16 @@ from typing import TYPE_CHECKING, Final, TextIO
 
 import click
 
-from klagg_trio.commands.start import DATABASE_NAME, intervals_of, load_here, wall_ms
-from klagg_trio.core.errors import ConfigurationError, StoreError
-from klagg_trio.settings import Settings, parse_since
-from klagg_trio.store.database import open_reader
+from klagg_trio.commands.output import OWN_NAMES, whole_file
+from klagg_trio.commands.start import (
+    DATABASE_NAME,
+    intervals_of,
+    load_here,
+    since_last_tick_ms,
+)
+from klagg_trio.core.errors import ConfigurationError
+from klagg_trio.settings import Settings
+from klagg_trio.store.reading import reading
 
 if TYPE_CHECKING:
     import pyarrow
@@ -64,31 +70,30 @@ def run_command(
     intervals = intervals_of(chosen)
     if kind != "csv" and out is None:
         raise click.UsageError(f"{kind} needs a file: --out FILE")
-    connection = open_reader(settings.data_dir / DATABASE_NAME)
-    try:
+    path = settings.data_dir / DATABASE_NAME
+    with reading(path) as connection:
         symbols = _symbols(connection, settings)
-        rows = _batches(connection, symbols, intervals, _since_ms(since))
-        if kind == "csv":
-            _write_csv(rows, out)
-        else:
-            _write_arrow(rows, Path(str(out)), kind)
-    except OSError as error:
-        if isinstance(error, BrokenPipeError):
-            raise
-        raise StoreError(f"{out} cannot be written ({error.strerror}); see --out") from error
-    finally:
-        connection.close()
+        rows = _batches(connection, symbols, intervals, _since_ms(connection, since))
+        if out is None:
+            _csv_to(sys.stdout, rows)
+            return 0
+        own = [settings.data_dir / name for name in OWN_NAMES]
+        with whole_file(out, apart=own) as part:
+            if kind == "csv":
+                with part.open("w", encoding="utf-8", newline="") as file:
+                    _csv_to(file, rows)
+            else:
+                _write_arrow(rows, part, kind)
     return 0
 
 
-def _since_ms(since: str | None) -> int:
+def _since_ms(connection: sqlite3.Connection, since: str | None) -> int:
     if since is None:
         return 0
     try:
-        kind, value_ms = parse_since(since)
+        return since_last_tick_ms(connection, since)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--since") from error
-    return value_ms if kind == "at" else int(wall_ms()) - value_ms
 
 
 def _symbols(connection: sqlite3.Connection, settings: Settings) -> Sequence[str]:
@@ -115,14 +120,6 @@ def _batches(
             )
             while batch := cursor.fetchmany(BATCH_ROWS):
                 yield batch
-
-
-def _write_csv(rows: Rows, out: str | None) -> None:
-    if out is None:
-        _csv_to(sys.stdout, rows)
-        return
-    with Path(out).open("w", encoding="utf-8", newline="") as file:
-        _csv_to(file, rows)
 
 
 def _csv_to(file: TextIO, rows: Rows) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from klagg_trio.core.errors import StoreError
+from klagg_trio.commands.output import whole_file
 from klagg_trio.core.intervals import INTERVALS, select
 from klagg_trio.replay import run_replay
 
@@ -22,9 +22,9 @@ def run_command(file: str, *, symbol: str | None, intervals: str, out: str | Non
     if out is None:
         run_replay(Path(file), symbol=symbol, intervals=names, out=sys.stdout)
         return 0
-    try:
-        with Path(out).open("w", encoding="utf-8", newline="") as target:
-            run_replay(Path(file), symbol=symbol, intervals=names, out=target)
-    except OSError as error:
-        raise StoreError(f"{out} cannot be written ({error.strerror}); see --out") from error
+    with (
+        whole_file(out, apart=[Path(file)]) as part,
+        part.open("w", encoding="utf-8", newline="") as target,
+    ):
+        run_replay(Path(file), symbol=symbol, intervals=names, out=target)
     return 0

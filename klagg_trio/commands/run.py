@@ -12,19 +12,22 @@ import trio
 
 from klagg_trio.commands import EXIT_INTERRUPTED
 from klagg_trio.commands.start import (
-    DATABASE_NAME,
     SNAPSHOT_NAME,
+    dial_here,
     duration_s,
     load_here,
     locked,
+    open_asks,
+    open_database,
+    open_rest,
     set_up_log,
     wait_signal,
     wall_ms,
+    ws_proxy,
 )
 from klagg_trio.core.seed import StartState
-from klagg_trio.exchange.clock_probe import AsksProbe, FallbackProbe, RestProbe, TimeProbe
+from klagg_trio.exchange.clock_probe import FallbackProbe, RestProbe, TimeProbe
 from klagg_trio.exchange.rest import HttpxRest
-from klagg_trio.exchange.stream import dial_tcp
 from klagg_trio.exchange.weight import WeightGate
 from klagg_trio.nursery_app import App, Edge, RunReport, Watch, run_app
 from klagg_trio.settings import Settings
@@ -44,7 +47,7 @@ def run_command(flags: Mapping[str, str | None], *, headless: bool, duration: st
         read_snapshot(snapshot)  # says what to do; a folder is not made for nothing
     with locked(settings.data_dir):
         start = read_snapshot(snapshot)
-        database = Database.open(settings.data_dir / DATABASE_NAME)
+        database = open_database(settings.data_dir)
         try:
             report = trio.run(_run, settings, database, start, _watch(headless), seconds)
         finally:
@@ -73,12 +76,13 @@ async def _run(
 ) -> RunReport | None:
     """Run to a clean stop. Returns None where it was interrupted before it had begun."""
     stop, ended = trio.Event(), trio.Event()
-    rest = HttpxRest(settings.rest_url, gate := WeightGate(share=settings.weight_share))
+    ws_proxy(settings)  # a variable that names no proxy is told at once, not when a feed connects
+    rest = open_rest(settings, gate := WeightGate(share=settings.weight_share))
     edge = Edge(
         rest=rest,
         gate=gate,
         probe=_probe(settings, rest),
-        dial=dial_tcp,
+        dial=dial_here(),
         run_in_thread=one_thread(),
         wall_ms=wall_ms,
     )
@@ -138,4 +142,4 @@ def freeze_start_state() -> None:
 def _probe(settings: Settings, rest: HttpxRest) -> TimeProbe:
     if settings.time_probe == "rest":
         return RestProbe(rest)
-    return FallbackProbe(AsksProbe(settings.rest_url), RestProbe(rest))
+    return FallbackProbe(open_asks(settings), RestProbe(rest))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,13 +15,22 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from klagg_trio import interrupt
-from klagg_trio.core.errors import LockedError, StoreError
+from klagg_trio.core.errors import BusyError, LockedError, StoreError
 from klagg_trio.core.intervals import INTERVALS
 from klagg_trio.core.plain import plain
-from klagg_trio.settings import Loaded, Settings, load, parse_duration_s
+from klagg_trio.settings import Loaded, Settings, load, parse_duration_s, parse_since
 
 if TYPE_CHECKING:
+    import sqlite3
+
     import trio
+
+    from klagg_trio.exchange.clock_probe import AsksProbe
+    from klagg_trio.exchange.proxy import Proxy
+    from klagg_trio.exchange.rest import HttpxRest
+    from klagg_trio.exchange.stream import Dial
+    from klagg_trio.exchange.weight import WeightGate
+    from klagg_trio.store.database import Database
 
 LOCK_NAME: Final = "klagg.lock"
 DATABASE_NAME: Final = "klagg.db"
@@ -35,6 +45,27 @@ def load_here(flags: Mapping[str, str | None]) -> Loaded:
     return load(flags, os.environ, Path.cwd())
 
 
+def command_here(command: str, loaded: Loaded) -> str:
+    """Return a command to run next, with the flags that it needs to mean the same as this one.
+
+    What a file or a variable says needs no flag: it will say so again.
+    """
+    given = [
+        word
+        for name in _FLAGS_OF[command]
+        if loaded.origin[name].startswith("--")
+        for word in (loaded.origin[name], shlex.quote(str(getattr(loaded.settings, name))))
+    ]
+    return " ".join([command, *given])
+
+
+_FLAGS_OF: Final = {
+    "klagg backfill": ("data_dir", "rest_url"),
+    "klagg run": ("data_dir", "rest_url", "ws_url"),
+    "klagg status": ("data_dir",),
+}
+
+
 def duration_s(text: str | None) -> float | None:
     """Return the seconds of --duration, or None where it is not given."""
     if text is None:
@@ -43,6 +74,21 @@ def duration_s(text: str | None) -> float | None:
         return parse_duration_s(text)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--duration") from error
+
+
+def since_last_tick_ms(connection: sqlite3.Connection, text: str) -> int:
+    """Return where a span begins that ends at the last tick, or a date, in ms. ValueError.
+
+    What is stored lies in the exchange's time. The local clock may be wrong, and klagg may not have
+    run since yesterday: neither changes what the last two hours of the stored bars are.
+    """
+    kind, value_ms = parse_since(text)
+    if kind == "at":
+        return value_ms
+    row = connection.execute("SELECT value FROM meta WHERE key = 'last_tick'").fetchone()
+    if row is None:
+        row = connection.execute("SELECT max(close_time) + 1 FROM klines").fetchone()
+    return max(0, int(row[0] or 0) - value_ms)
 
 
 def intervals_of(text: str | None) -> tuple[str, ...]:
@@ -83,6 +129,26 @@ def locked(data_dir: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+BUSY_S_MAX: Final = 120.0
+"""How long another program's hold on the database is waited for before anything begins."""
+
+
+def open_database(data_dir: Path) -> Database:
+    """Open the database for writing. Says once where another program holds it, and waits for it."""
+    from klagg_trio.store.database import Database
+
+    began_s, told = time.monotonic(), False
+    while True:
+        try:
+            return Database.open(data_dir / DATABASE_NAME)
+        except BusyError as error:
+            if time.monotonic() - began_s > BUSY_S_MAX:
+                raise
+            if not told:
+                click.echo(f"klagg: {plain(str(error))}", err=True)
+            told = True
 
 
 # -- Log -------------------------------------------------------------------------------------------
@@ -132,6 +198,46 @@ def set_up_log(settings: Settings) -> None:
     file.setFormatter(_JsonLines())
     root.addHandler(file)
     logging.getLogger("klagg_trio").setLevel(logging.INFO)
+
+
+# -- The edge --------------------------------------------------------------------------------------
+
+
+def rest_proxy(settings: Settings) -> Proxy | None:
+    """Return the proxy that REST goes through here, if any."""
+    from klagg_trio.exchange.address import parse_address
+    from klagg_trio.exchange.proxy import find_proxy
+
+    return find_proxy(parse_address(settings.rest_url, "https"), os.environ)
+
+
+def ws_proxy(settings: Settings) -> Proxy | None:
+    """Return the proxy that websockets go through here, if any."""
+    from klagg_trio.exchange.address import parse_address
+    from klagg_trio.exchange.proxy import find_proxy
+
+    return find_proxy(parse_address(settings.ws_url, "wss"), os.environ)
+
+
+def open_rest(settings: Settings, gate: WeightGate) -> HttpxRest:
+    """Return the REST client, by the way that the environment names."""
+    from klagg_trio.exchange.rest import HttpxRest
+
+    return HttpxRest(settings.rest_url, gate, proxy=rest_proxy(settings))
+
+
+def open_asks(settings: Settings) -> AsksProbe:
+    """Return the second HTTP client, by the same way."""
+    from klagg_trio.exchange.clock_probe import AsksProbe
+
+    return AsksProbe(settings.rest_url, dial_here() if rest_proxy(settings) else None)
+
+
+def dial_here() -> Dial:
+    """Return what opens byte streams, by the way that the environment names for each host."""
+    from klagg_trio.exchange.proxy import dialer
+
+    return dialer(os.environ)
 
 
 # -- Running ---------------------------------------------------------------------------------------

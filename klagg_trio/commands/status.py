@@ -11,25 +11,39 @@ from typing import Any, Final
 
 import click
 
-from klagg_trio.commands.start import DATABASE_NAME, LOCK_NAME, SNAPSHOT_NAME, load_here, wall_ms
+from klagg_trio.commands.start import (
+    DATABASE_NAME,
+    LOCK_NAME,
+    SNAPSHOT_NAME,
+    command_here,
+    load_here,
+    wall_ms,
+)
+from klagg_trio.core.errors import DamagedDataError
 from klagg_trio.core.intervals import DAY_MS
-from klagg_trio.store.database import open_reader
+from klagg_trio.core.plain import plain
+from klagg_trio.settings import Loaded
+from klagg_trio.store.reading import reading
 
 EVENTS_SHOWN: Final = 5
 
 
 def run_command(flags: Mapping[str, str | None], *, as_json: bool) -> int:
     """Print the status. Returns the exit code."""
-    data_dir = load_here(flags).settings.data_dir
-    connection = open_reader(data_dir / DATABASE_NAME)
+    loaded = load_here(flags)
+    data_dir = loaded.settings.data_dir
+    path = data_dir / DATABASE_NAME
     try:
-        status = _read(connection, data_dir)
-    finally:
-        connection.close()
+        with reading(path) as connection:
+            status = _read(connection, data_dir)
+    except (ValueError, LookupError, TypeError, OverflowError) as error:
+        raise DamagedDataError(
+            f"{path} holds what klagg never writes ({error}); see: klagg verify"
+        ) from error
     if as_json:
         click.echo(json.dumps(status, ensure_ascii=False))
     else:
-        _tell(status)
+        _tell(status, loaded)
     return 0
 
 
@@ -92,7 +106,7 @@ def _at_work(data_dir: Path) -> bool:
     return False
 
 
-def _tell(status: dict[str, Any]) -> None:
+def _tell(status: dict[str, Any], loaded: Loaded) -> None:
     state = "at work" if status["at_work"] else "not running"
     click.echo(f"{status['data_dir']}: {state}, {status['symbols']} symbols")
     if status["last_tick_ms"]:
@@ -101,7 +115,8 @@ def _tell(status: dict[str, Any]) -> None:
             f"({_ago(status['behind_s'])} ago)"
         )
     else:
-        click.echo("no tick yet; run: klagg backfill, then klagg run")
+        backfill, run = (command_here(f"klagg {name}", loaded) for name in ("backfill", "run"))
+        click.echo(f"no tick yet; next: {backfill}; then: {run}")
     sources = ", ".join(f"{n:,} {source}" for source, n in status["minutes_of_last_day"].items())
     click.echo(f"minutes of the last day: {sources or 'none'}")
     if trades := status["trades"]:
@@ -130,7 +145,8 @@ def _tell(status: dict[str, Any]) -> None:
         f"start snapshot {status['snapshot_bytes'] / 1e3:,.1f} kB"
     )
     for event in status["events"]:
-        click.echo(f"{_utc(event['at_ms'])}  {event['kind']}  {event['symbol']}  {event['text']}")
+        words = (event["kind"], event["symbol"], event["text"])
+        click.echo("  ".join([_utc(event["at_ms"]), *(plain(word, 500) for word in words)]))
 
 
 def _ago(seconds: float) -> str:
@@ -141,5 +157,8 @@ def _ago(seconds: float) -> str:
 
 
 def _utc(at_ms: int) -> str:
-    at = datetime.datetime.fromtimestamp(at_ms / 1_000, datetime.UTC)
+    try:
+        at = datetime.datetime.fromtimestamp(at_ms / 1_000, datetime.UTC)
+    except (ValueError, OverflowError, OSError):
+        return f"{at_ms} ms"
     return f"{at:%Y-%m-%d %H:%M:%S} UTC"

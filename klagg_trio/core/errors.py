@@ -38,6 +38,12 @@ class StoreError(KlaggError):
     exit_code = 74
 
 
+class BusyError(StoreError):
+    """Another program holds the database for writing. Waited for, and tried again."""
+
+    exit_code = 75
+
+
 class DamagedDataError(KlaggError):
     """A file of ours is missing, cut short or altered. Never repaired by guessing."""
 

@@ -17,10 +17,12 @@ from typing import Any, Final, Protocol
 import trio
 
 from klagg_trio.core.errors import RemoteError
+from klagg_trio.core.plain import plain_body
 from klagg_trio.exchange import wire
 from klagg_trio.exchange.address import parse_address
 from klagg_trio.exchange.rest import Rest
-from klagg_trio.exchange.tls import default_context
+from klagg_trio.exchange.stream import Dial
+from klagg_trio.exchange.tls import default_context, network_reason
 from klagg_trio.exchange.weight import Priority
 
 log = logging.getLogger(__name__)
@@ -103,9 +105,13 @@ class RestProbe:
 class AsksProbe(trio.abc.AsyncResource):
     """Asks by asks. Keeps one connection during a series of samples."""
 
-    def __init__(self, base_url: str) -> None:
-        """Connect to nothing yet. ConfigurationError for plain http off loopback."""
+    def __init__(self, base_url: str, dial: Dial | None = None) -> None:
+        """Connect to nothing yet. ConfigurationError for plain http off loopback.
+
+        Connections are made by asks itself, unless `dial` is given: by the way through a proxy.
+        """
         self._address = parse_address(base_url, "https")
+        self._dial = dial
         self._url = f"{self._address.url}/fapi/v1/time"
         self._session: Any = None
 
@@ -116,6 +122,9 @@ class AsksProbe(trio.abc.AsyncResource):
         if self._session is None:
             context = default_context() if self._address.tls else None
             self._session = asks.Session(ssl_context=context)
+            if self._dial is not None:
+                self._session._open_connection_https = self._open
+                self._session._open_connection_http = self._open
         body = bytearray()
 
         async def take(chunk: bytes) -> None:
@@ -139,16 +148,47 @@ class AsksProbe(trio.abc.AsyncResource):
         except trio.TooSlowError as error:
             raise RemoteError(f"{self._url}: no answer within {TIMEOUT_S:g} s") from error
         except foreign as error:
-            raise RemoteError(f"{self._url}: {str(error) or type(error).__name__}") from error
+            raise RemoteError(f"{self._url}: {network_reason(error)}") from error
         if response.status_code != 200:
-            raise RemoteError(f"{self._url}: HTTP status {response.status_code}")
+            words = plain_body(bytes(body))
+            raise RemoteError(
+                f"{self._url}: HTTP status {response.status_code}" + (f": {words}" if words else "")
+            )
         return wire.decode_server_time(bytes(body))
+
+    async def _open(self, location: tuple[str, int]) -> _Socket:
+        """Open a connection as asks wants one, by the way that was given."""
+        assert self._dial is not None, "set before this is put in place"
+        return _Socket(await self._dial(*location, self._address.tls))
 
     async def aclose(self) -> None:
         """Close the connection. The next question opens another."""
         session, self._session = self._session, None
         if session is not None:
             await session.close()
+
+
+class _Socket:
+    """A byte stream as asks uses one: `send` and `receive` of anyio, and marks of its own."""
+
+    def __init__(self, stream: trio.abc.Stream) -> None:
+        self._stream = stream
+        self._active = True  # asks keeps those that are
+        self.host = ""
+        self.port = 0
+
+    async def send(self, data: bytes) -> None:
+        await self._stream.send_all(data)
+
+    async def receive(self, max_bytes: int = 65_536) -> bytes:
+        import anyio
+
+        if data := await self._stream.receive_some(max_bytes):
+            return bytes(data)
+        raise anyio.EndOfStream
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
 
 
 class FallbackProbe(trio.abc.AsyncResource):
@@ -204,6 +244,8 @@ def _foreign_exceptions(asks: ModuleType) -> tuple[type[Exception], ...]:
         anyio.EndOfStream,
         anyio.BrokenResourceError,
         anyio.ClosedResourceError,
+        trio.BrokenResourceError,
+        trio.ClosedResourceError,
         OSError,  # ssl.SSLError is one
         # What asks stumbles over in an answer that it did not expect.
         AssertionError,

@@ -33,9 +33,11 @@ import trio
 
 from klagg_trio.core.bar import Bar
 from klagg_trio.core.errors import BannedError, RemoteError
+from klagg_trio.core.plain import plain, plain_body
 from klagg_trio.exchange import wire
 from klagg_trio.exchange.address import parse_address
-from klagg_trio.exchange.tls import default_context
+from klagg_trio.exchange.proxy import Proxy, refused, unreachable
+from klagg_trio.exchange.tls import default_context, network_reason
 from klagg_trio.exchange.weight import Priority, WeightGate
 
 __all__ = ["HttpxRest", "Priority", "Rest", "RestStatistics", "klines_weight"]
@@ -172,15 +174,18 @@ class HttpxRest:
         *,
         transport: httpx.AsyncBaseTransport | None = None,
         connections: int = CONNECTIONS,
+        proxy: Proxy | None = None,
     ) -> None:
         """Connect to nothing yet. ConfigurationError for plain http off loopback.
 
-        `transport` stands in for the network, in tests and in the simulator.
+        `transport` stands in for the network, in tests and in the simulator. `proxy` is what
+        `find_proxy` says for this address.
         """
         self._address = parse_address(base_url, "https")
         self._gate = gate
         self._transport = transport
         self._connections = connections
+        self._proxy = proxy
         self._limiter = trio.CapacityLimiter(connections)
         self._pool = self._new_pool()
         self._server_minus_trio_ms: float | None = None
@@ -289,7 +294,7 @@ class HttpxRest:
                     return await self._try(path, given, weight, priority)
         except _Retryable as error:
             self._failures += 1
-            raise RemoteError(f"{self._address.host}{path}: {error}; try again later") from error
+            raise RemoteError(f"{self._address.url}{path}: {error}; try again later") from error
         except RemoteError:
             self._failures += 1
             raise
@@ -331,10 +336,10 @@ class HttpxRest:
                 self._replace(pool)
                 raise _Retryable("the connection pool was stuck, and has been replaced") from error
             except httpx.TransportError as error:
-                raise _Retryable(_reason(error)) from error
+                raise self._unreachable(error) from error
             except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
                 raise RemoteError(
-                    f"{self._address.host}{path} gave a broken answer: {_reason(error)}"
+                    f"{self._address.url}{path} gave a broken answer: {network_reason(error)}"
                 ) from error
 
     # -- Pools -------------------------------------------------------------------------------------
@@ -345,7 +350,8 @@ class HttpxRest:
                 transport=self._transport,
                 # Plain http goes to loopback only: there is nothing to verify then.
                 verify=default_context() if self._address.tls else False,
-                # No proxies and no netrc: what is sent and where is all in the settings.
+                proxy=self._httpx_proxy(),
+                # Which proxy is `find_proxy`'s to say, and there is no netrc.
                 trust_env=False,
                 timeout=TIMEOUT,
                 limits=httpx.Limits(
@@ -356,6 +362,29 @@ class HttpxRest:
                 headers={"User-Agent": "klagg", "Accept": "application/json"},
             )
         )
+
+    def _httpx_proxy(self) -> httpx.Proxy | None:
+        proxy = self._proxy
+        if proxy is None:
+            return None
+        return httpx.Proxy(
+            proxy.url,
+            auth=(proxy.username, proxy.password) if proxy.username or proxy.password else None,
+            ssl_context=default_context() if proxy.scheme == "https" else None,
+        )
+
+    def _unreachable(self, error: httpx.TransportError) -> Exception:
+        """Say why nothing was answered, and whose fault it is. A proxy's refusal is for good."""
+        reason = network_reason(error)
+        if self._proxy is None:
+            return _Retryable(reason)
+        if isinstance(error, httpx.ProxyError):
+            status, _, words = str(error).partition(" ")
+            if status.isascii() and status.isdigit():
+                authority = f"{self._address.host}:{self._address.port}"
+                return RemoteError(refused(self._proxy, int(status), words, authority))
+            return RemoteError(unreachable(self._proxy, reason))
+        return _Retryable(f"through the proxy {self._proxy}: {reason}")
 
     @asynccontextmanager
     async def _using_pool(self) -> AsyncIterator[_Pool]:
@@ -386,8 +415,9 @@ class HttpxRest:
         if status == 200:
             return answer.body
         error = wire.decode_error(answer.body)
-        text = f"{error[1]!a} (code {error[0]})" if error else "no reason given"
-        where = f"{self._address.host}{path}"
+        words = plain(error[1]) if error else plain_body(answer.body)
+        text = f"{words!r} (code {error[0]})" if error else repr(words) if words else "no reason"
+        where = f"{self._address.url}{path}"
         retry_after_s = _integer(answer.headers.get("Retry-After"))
         if status == 418:
             raise self._ban(answer, text, retry_after_s)
@@ -397,19 +427,21 @@ class HttpxRest:
         if status == 403:
             self._gate.throttled(FIREWALL_S if retry_after_s is None else retry_after_s)
             raise RemoteError(
-                f"{where}: the exchange's firewall refused the request (403); check whether this "
-                "address may use it, and lower weight_share"
+                f"{where}: the exchange's firewall refused the request (403): {text}; check "
+                "whether this address may use it, and lower weight_share"
             )
         if status == 451:
             raise RemoteError(
-                f"{where}: the exchange does not serve this region (451); use another network"
+                f"{where}: the exchange does not serve this region (451): {text}; use another "
+                "network"
             )
         if status >= 500 or status == 408:
             raise _Retryable(f"the exchange had a fault ({status}): {text}")
         if 300 <= status < 400:
             raise RemoteError(
-                f"{where}: answered by a redirection ({status}), which is not followed; "
-                "correct rest_url"
+                f"{where}: answered by a redirection ({status}) to "
+                f"{plain(answer.headers.get('Location', 'nowhere'), 100)!r}, which is not "
+                "followed; correct rest_url"
             )
         raise RemoteError(f"{where}: the exchange refused the request ({status}): {text}")
 
@@ -426,8 +458,8 @@ class HttpxRest:
         if until_ms is None:
             until_ms = 0 if now_ms is None else now_ms + int(wait_s * 1000)
         return BannedError(
-            f"{self._address.host}: the exchange has banned this address for "
-            f"{max(wait_s, 1):,.0f} s more (418); wait, and lower weight_share",
+            f"{self._address.url}: the exchange has banned this address for "
+            f"{max(wait_s, 1):,.0f} s more (418): {text}; wait, and lower weight_share",
             until_ms,
         )
 
@@ -450,7 +482,7 @@ async def _read(response: httpx.Response) -> bytes:
         body += chunk
         if len(body) > BODY_BYTES_MAX:
             raise RemoteError(
-                f"{response.request.url.host}{response.request.url.path}: the answer is longer "
+                f"{plain(str(response.request.url.copy_with(query=None)))}: the answer is longer "
                 f"than {BODY_BYTES_MAX:,} bytes, which none should be"
             )
         if trio.current_time() > deadline_s:
@@ -463,7 +495,3 @@ def _integer(text: str | None) -> int | None:
     if text is None or re.fullmatch("[0-9]{1,9}", text) is None:
         return None
     return int(text)
-
-
-def _reason(error: Exception) -> str:
-    return str(error) or type(error).__name__

@@ -15,7 +15,6 @@ gets its chance of `DISCONNECT_S`.
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Final
@@ -32,10 +31,11 @@ from trio_websocket import (
 from wsproto.utilities import ProtocolError
 
 from klagg_trio.core.errors import KlaggError, RemoteError
+from klagg_trio.core.plain import plain, plain_body
 from klagg_trio.exchange.address import Address, parse_address
 from klagg_trio.exchange.frames import Frames
 from klagg_trio.exchange.tap import FRAME_BYTES_MAX, ConnectionStatistics, FrameTap
-from klagg_trio.exchange.tls import DrainingTlsStream
+from klagg_trio.exchange.tls import DrainingTlsStream, network_reason
 
 __all__ = [
     "Connection",
@@ -166,7 +166,7 @@ async def open_connection(
             raise
         raise culprit from culprit.__cause__
     if tap.failure:
-        raise RemoteError(f"{address.host}: {tap.failure}")
+        raise RemoteError(f"{address.url}: {tap.failure}")
 
 
 async def _tapped(
@@ -179,10 +179,10 @@ async def _tapped(
             stream = await dial(address.host, address.port, address.tls)
         except _FOREIGN as error:
             raise RemoteError(
-                f"cannot connect to {address.authority} ({_reason(error)}); check network and URL"
+                f"cannot connect to {address.url} ({_reason(error)}); check network and URL"
             ) from error
         return FrameTap(stream, sink, handshake_deadline_s=deadline_s)
-    raise RemoteError(f"{address.authority} did not answer within {timeout_s:g} s")
+    raise RemoteError(f"{address.url} did not answer within {timeout_s:g} s")
 
 
 async def _shake_hands(
@@ -203,9 +203,9 @@ async def _shake_hands(
             receive_buffer_size=None,
         )
     if tap.failure:
-        raise RemoteError(f"{address.host}: {tap.failure}")
+        raise RemoteError(f"{address.url}: {tap.failure}")
     what = "closed the connection during" if tap.ended else "did not answer"
-    raise RemoteError(f"{address.authority} {what} the websocket handshake")
+    raise RemoteError(f"{address.url} {what} the websocket handshake")
 
 
 _FOREIGN: Final = (
@@ -228,16 +228,17 @@ def _reason(error: BaseException) -> str:
     """Say in words what a foreign exception means."""
     match error:
         case ConnectionRejected():
-            return f"the handshake was refused with HTTP status {error.status_code}"
+            words = plain_body(error.body or b"")
+            return f"the handshake was refused with HTTP status {error.status_code}" + (
+                f": {words}" if words else ""
+            )
         case ConnectionClosed() if error.reason is not None:
-            reason = f" {error.reason.reason!a}" if error.reason.reason else ""
+            reason = f" {plain(error.reason.reason)!r}" if error.reason.reason else ""
             return f"closed with code {error.reason.code}{reason}"
-        case ssl.SSLCertVerificationError():
-            return f"its certificate is not valid: {error.verify_message}"
         case ProtocolError() | h11.ProtocolError():
-            return f"what it sends is no websocket: {error}"
+            return f"what it sends is no websocket: {plain(str(error))}"
         case _:
-            return str(error) or type(error).__name__
+            return network_reason(error)
 
 
 def _culprit(

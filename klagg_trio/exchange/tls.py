@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
+import re
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 import trio
+
+from klagg_trio.core.errors import ConfigurationError
+from klagg_trio.core.plain import plain
 
 CHUNK_BYTES: Final = 256 * 1024
 """Received at a time; this bounds the buffers too."""
@@ -24,8 +29,80 @@ every second call would return the few bytes that are left over, and cost as muc
 
 @functools.cache
 def default_context() -> ssl.SSLContext:
-    """Verifies certificates and host names. Made once: loading the authorities takes 10 ms."""
-    return ssl.create_default_context()
+    """Verifies certificates and host names. Made once: loading the authorities takes 10 ms.
+
+    The authorities are the system's, or those of SSL_CERT_FILE or SSL_CERT_DIR where these are set.
+    OpenSSL takes no notice of one that cannot be read, and then trusts nobody: it is told here.
+    """
+    for variable, readable in (("SSL_CERT_FILE", os.path.isfile), ("SSL_CERT_DIR", os.path.isdir)):
+        path = os.environ.get(variable)
+        if path and not (readable(path) and os.access(path, os.R_OK)):
+            raise ConfigurationError(f"{variable} names {path}, which cannot be read; correct it")
+    try:
+        return ssl.create_default_context()
+    except ssl.SSLError as error:
+        raise ConfigurationError(
+            f"the certificates of SSL_CERT_FILE or SSL_CERT_DIR are none: {_words(error)}"
+        ) from error
+
+
+CAUSES_MAX: Final = 20
+_CAMEL: Final = re.compile(r"(?<=[a-z])(?=[A-Z])")
+
+_NOT_TLS: Final = frozenset(
+    (
+        *("WRONG_VERSION_NUMBER", "UNKNOWN_PROTOCOL", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG"),
+        *("RECORD_LAYER_FAILURE", "UNEXPECTED_MESSAGE", "BAD_PROTOCOL_VERSION_NUMBER"),
+        *("HTTPS_PROXY_REQUEST", "UNSUPPORTED_PROTOCOL", "BAD_RECORD_TYPE"),
+    )
+)
+"""What OpenSSL says of a peer that speaks something else."""
+
+_NO_AUTHORITY: Final = frozenset((18, 19, 20, 21))
+"""X509_V_ERR codes: self-signed, or by an authority that is not known here."""
+
+
+def network_reason(error: BaseException) -> str:
+    """Say in words why a connection failed: of a TLS failure, what is wrong with whom.
+
+    The reason is looked for down the chain of causes, since clients wrap it in errors of their own.
+    """
+    causes = list(_causes(error))
+    for cause in causes:
+        if isinstance(cause, ssl.SSLError):
+            return tls_reason(cause)
+    for cause in causes:
+        if isinstance(cause, BaseExceptionGroup):  # one for each address of the host
+            return plain("; ".join(dict.fromkeys(map(network_reason, cause.exceptions))))
+    if isinstance(error, OSError) and error.strerror:
+        return plain(error.strerror)
+    return plain(str(error)) or _CAMEL.sub(" ", type(error).__name__).lower()
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error and what led to it, the last first."""
+    cause: BaseException | None = error
+    for _ in range(CAUSES_MAX):
+        if cause is None:
+            return
+        yield cause
+        cause = cause.__cause__ or cause.__context__
+
+
+def tls_reason(error: ssl.SSLError) -> str:
+    """Say what is wrong with the peer's TLS."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        text = f"its certificate is not valid: {plain(error.verify_message).rstrip('.')}"
+        if error.verify_code in _NO_AUTHORITY:
+            text += " (if a firewall or proxy of yours signs it, name its file in SSL_CERT_FILE)"
+        return text
+    if error.reason in _NOT_TLS:
+        return f"what answers there does not speak TLS ({_words(error)}); is it the right port?"
+    return f"TLS failed: {_words(error)}"
+
+
+def _words(error: ssl.SSLError) -> str:
+    return (error.reason or plain(str(error))).lower().replace("_", " ")
 
 
 class DrainingTlsStream(trio.abc.Stream):

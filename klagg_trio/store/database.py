@@ -52,6 +52,7 @@ from klagg_trio.core.intervals import (
     THREE_DAY_PHASE_MS,
     Interval,
 )
+from klagg_trio.store.reading import mapped
 from klagg_trio.store.schema import INTERVAL_CODES, VALUE_COLUMNS, migrate
 
 EVENTS_MAX: Final = 100_000
@@ -66,6 +67,12 @@ OPENS_CLEARED: Final = 50
 
 WAL_BYTES_MAX: Final = 64 * 2**20
 """A backfill checkpoints when the write-ahead log is larger than this."""
+
+BUSY_TIMEOUT_MS: Final = 5_000
+"""SQLite waits this long for another program's lock; then the writer is told."""
+
+OPEN_TIMEOUT_MS: Final = 1_000
+"""The same while the database is opened, where a signal has to wait as long."""
 
 CACHE_KIB: Final = 16_384
 
@@ -170,7 +177,8 @@ class Database:
     def open(cls, path: Path) -> Database:
         """Open the database, making or migrating it where needed.
 
-        Raises StoreError where the disk refuses, DamagedDataError where the file is not a klagg
+        Raises StoreError where the disk refuses or another program holds the file (BusyError),
+        DamagedDataError where the file is not a klagg
         database, or not whole. Such a file is left as it is.
         """
         try:
@@ -180,17 +188,18 @@ class Database:
                 f"the data directory {path.parent} cannot be made ({error.strerror}); "
                 "choose another: --data-dir"
             ) from error
-        with _mapped(path):
+        with mapped(path):
             # The writer calls from a worker thread, one call at a time.
             connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             try:
-                connection.execute("PRAGMA busy_timeout = 5000")
+                connection.execute(f"PRAGMA busy_timeout = {OPEN_TIMEOUT_MS}")
                 connection.execute("PRAGMA journal_mode = WAL")
                 connection.execute("PRAGMA synchronous = FULL")
                 connection.execute("PRAGMA wal_autocheckpoint = 0")  # `checkpoint` is called
                 connection.execute(f"PRAGMA journal_size_limit = {WAL_BYTES_MAX}")
                 connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
                 migrate(connection)
+                connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
                 return cls(path, connection)
             except ValueError as error:
                 connection.close()
@@ -201,7 +210,7 @@ class Database:
 
     def close(self) -> None:
         """Bring all into the database file, and let it go."""
-        with _mapped(self.path):
+        with mapped(self.path):
             self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             self._connection.close()
 
@@ -570,7 +579,7 @@ class Database:
 
     def checkpoint(self) -> None:
         """Bring what readers allow from the write-ahead log into the database file."""
-        with _mapped(self.path):
+        with mapped(self.path):
             self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
 
     def _wal_bytes(self) -> int:
@@ -582,7 +591,7 @@ class Database:
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        with _mapped(self.path):
+        with mapped(self.path):
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield
@@ -592,25 +601,6 @@ class Database:
                     self._connection.execute("ROLLBACK")
                 self._load_symbols()
                 raise
-
-
-def open_reader(path: Path) -> sqlite3.Connection:
-    """Return a read-only connection to a database that may be in use.
-
-    Raises DamagedDataError where there is none, or it is not klagg's.
-    """
-    if not path.exists():
-        raise DamagedDataError(f"{path} is missing; run: klagg backfill --data-dir {path.parent}")
-    with _mapped(path):
-        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
-        try:
-            connection.execute("PRAGMA query_only = ON")
-            connection.execute("PRAGMA busy_timeout = 5000")
-            connection.execute("SELECT 1 FROM klines LIMIT 0")
-        except sqlite3.Error:
-            connection.close()
-            raise
-        return connection
 
 
 def _date(at_ms: int) -> str:
@@ -729,25 +719,3 @@ def _minutes_touched(facts: Facts) -> dict[str, set[int]]:
         minutes = range(span.first_ms, span.last_ms + MINUTE_MS, MINUTE_MS)
         touched.setdefault(span.symbol, set()).update(minutes)
     return touched
-
-
-@contextmanager
-def _mapped(path: Path) -> Iterator[None]:
-    """Turn SQLite's errors into ours, with the file and what to do."""
-    try:
-        yield
-    except sqlite3.DatabaseError as error:
-        code = getattr(error, "sqlite_errorname", "")
-        if isinstance(error, sqlite3.IntegrityError | sqlite3.ProgrammingError):
-            raise  # ours: a bar that cannot be, or a wrong statement
-        if code.startswith(("SQLITE_NOTADB", "SQLITE_CORRUPT")):
-            raise DamagedDataError(
-                f"{path} is damaged or not a database ({error}); it is left as it is: move it away "
-                f"or restore a copy, then run: klagg backfill --data-dir {path.parent}"
-            ) from error
-        if code == "SQLITE_ERROR" and "no such table" in str(error):
-            raise DamagedDataError(
-                f"{path} is not a klagg database ({error}); choose another: --data-dir"
-            ) from error
-        advice = "make room" if code == "SQLITE_FULL" else "check the disk and its permissions"
-        raise StoreError(f"{path} cannot be used ({error}); {advice}, then start again") from error

@@ -15,7 +15,8 @@ from klagg_trio.demo import START_MS, DemoOptions, connect
 from klagg_trio.nursery_app import App, Edge, RunReport, run_app
 from klagg_trio.settings import Settings
 from klagg_trio.sim.server import SimExchange, SimOptions
-from klagg_trio.store.database import Database, open_reader
+from klagg_trio.store.database import Database
+from klagg_trio.store.reading import open_reader
 from klagg_trio.store.start_snapshot import read_snapshot
 
 MINUTE_MS = 60_000

@@ -8,7 +8,8 @@ import trio
 
 from klagg_trio.audit import Audit, stored_series
 from klagg_trio.core.intervals import INTERVALS
-from klagg_trio.store.database import Database, open_reader
+from klagg_trio.store.database import Database
+from klagg_trio.store.reading import open_reader
 
 from .stage import MARKET, stage
 

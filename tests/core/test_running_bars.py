@@ -9,7 +9,8 @@ from klagg_trio import cmd
 from klagg_trio.core.bar import Bar
 from klagg_trio.core.facts import Facts, Listing
 from klagg_trio.core.shard import Shard
-from klagg_trio.store.database import Database, open_reader
+from klagg_trio.store.database import Database
+from klagg_trio.store.reading import open_reader
 from klagg_trio.store.schema import VALUE_COLUMNS
 from klagg_trio.worker import apply
 from klagg_trio.writer import Batch

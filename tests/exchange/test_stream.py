@@ -584,7 +584,7 @@ async def test_a_failing_dial_is_a_remote_error(autojump_clock):
     async def dial(host, port, tls):
         raise OSError("no route to host")
 
-    with pytest.raises(RemoteError, match=r"127\.0\.0\.1:9 .*no route to host"):
+    with pytest.raises(RemoteError, match=r"127\.0\.0\.1:9/market/stream .no route to host"):
         async with open_connection(URL, dial):
             pass
 

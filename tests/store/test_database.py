@@ -27,7 +27,8 @@ from klagg_trio.core.facts import (
 from klagg_trio.core.intervals import DAY_MS, INTERVALS, MINUTE_MS, THREE_DAY_PHASE_MS
 from klagg_trio.store import database as module
 from klagg_trio.store import schema
-from klagg_trio.store.database import NEVER_MS, Database, open_reader
+from klagg_trio.store.database import NEVER_MS, Database
+from klagg_trio.store.reading import open_reader
 
 pytestmark = pytest.mark.real
 
@@ -218,7 +219,7 @@ def test_reader_cannot_write(database):
     """A reader's connection refuses to change anything."""
     database.commit(MIDNIGHT_MS, [listing()])
     read = open_reader(database.path)
-    with pytest.raises(sqlite3.OperationalError, match="readonly"):
+    with pytest.raises(StoreError, match="readonly"):
         read.execute("DELETE FROM symbols")
     read.close()
 
