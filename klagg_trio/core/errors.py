@@ -23,11 +23,11 @@ class RemoteError(KlaggError):
 
 
 class BannedError(RemoteError):
-    """The exchange has banned this address until `until_ms` (exchange time, ms)."""
+    """The exchange has banned this address until `until_ms`: exchange time in ms, where known."""
 
     exit_code = 75
 
-    def __init__(self, message: str, until_ms: int) -> None:
+    def __init__(self, message: str, until_ms: int | None) -> None:
         super().__init__(message)
         self.until_ms = until_ms
 

@@ -4,9 +4,12 @@ Theory of operation
 -------------------
 A request first passes the weight gate, so that it waits by priority, then the limiter, so that
 httpx's pool never has to queue. If the exchange has called a halt meanwhile the weight is given
-back and the request waits again. Timeouts are httpx's own: its pool has been seen to leak
-connections when cancelled from outside under contention. Should the pool run dry all the same
-(PoolTimeout), it is replaced and counted.
+back and the request waits again. A try has a deadline of its own, from before it connects to the
+last byte of its answer, since httpx's timeouts begin anew with every byte that drips in. Should a
+pool run dry by that (PoolTimeout), it is replaced and counted.
+
+What an answer may cost is bounded: its body in bytes, as received and as unpacked (`body.py`), its
+headers by h11, and what it says about waiting by what the exchange could mean.
 
 What is worth another try at once (a broken connection, a timeout, a 5xx) is tried again by
 stamina, a few times, with growing pauses and jitter; each try passes the gate, since the exchange
@@ -36,22 +39,31 @@ from klagg_trio.core.errors import BannedError, RemoteError
 from klagg_trio.core.plain import plain, plain_body
 from klagg_trio.exchange import wire
 from klagg_trio.exchange.address import parse_address
+from klagg_trio.exchange.body import ACCEPTED, read_body
 from klagg_trio.exchange.proxy import Proxy, refused, unreachable
 from klagg_trio.exchange.tls import default_context, network_reason
-from klagg_trio.exchange.weight import Priority, WeightGate
+from klagg_trio.exchange.weight import PAUSE_S_MAX, Priority, WeightGate
 
 __all__ = ["HttpxRest", "Priority", "Rest", "RestStatistics", "klines_weight"]
 
-BODY_BYTES_MAX: Final = 32 * 1024 * 1024
-"""Unpacked. The largest body, exchangeInfo, has 1.2 MB."""
+BODY_BYTES_MAX: Final = 2 * 1024 * 1024
+"""Unpacked. 1,500 klines have 200 kB, the tickers of all symbols 400 kB."""
+
+LISTING_BYTES_MAX: Final = 8 * 1024 * 1024
+"""The same for exchangeInfo, which has 1.0 MB."""
+
+EXCHANGE_INFO: Final = "/fapi/v1/exchangeInfo"
 
 CONNECTIONS: Final = 8
 """In one pool: at 100 ms a request that is five times what the weight allows."""
 
 TIMEOUT: Final = httpx.Timeout(connect=5.0, read=10.0, write=5.0, pool=10.0)
 
-REQUEST_S_MAX: Final = 60.0
-"""A body that drips in for longer than this is given up, though each read is in time."""
+REQUEST_S_MAX: Final = 20.0
+"""For one try: to connect, to send, to be answered to the last byte, however these drip in."""
+
+CLOSE_S: Final = 1.0
+"""To let go of a connection whose answer was not read to its end."""
 
 ATTEMPTS: Final = 4
 RETRY_FIRST_S: Final = 0.25
@@ -62,6 +74,11 @@ BAN_S: Final = 120.0
 
 FIREWALL_S: Final = 60.0
 """Pause after a 403: the firewall bans by rate too."""
+
+SECONDS_MAX: Final = 10**9
+"""What a header says above this is taken for this: it is nonsense all the same."""
+
+_HTTP_DATE: Final = re.compile(r"[A-Z][a-z]{2}, \d\d [A-Z][a-z]{2} \d{4} \d\d:\d\d:\d\d GMT", re.A)
 
 _BAN_UNTIL: Final = re.compile(r"banned until ([0-9]{13})\b")
 
@@ -207,7 +224,7 @@ class HttpxRest:
 
     async def exchange_info(self, *, priority: Priority) -> list[wire.Contract]:
         """Return all contracts, ours and others."""
-        body = await self._get("/fapi/v1/exchangeInfo", {}, 1, priority)
+        body = await self._get(EXCHANGE_INFO, {}, 1, priority)
         self._refused.clear()
         return wire.decode_exchange_info(body, self._refused)
 
@@ -319,19 +336,27 @@ class HttpxRest:
                 charge.settle()
 
     async def _ask(self, path: str, query: dict[str, str | int]) -> _Answer:
-        """Send one request and read its answer, of any status."""
+        """Send one request and read its answer, of any status, within the time for it."""
+        with trio.move_on_after(REQUEST_S_MAX):
+            return await self._send(path, query)
+        raise _Retryable(f"the answer took longer than {REQUEST_S_MAX:g} s")
+
+    async def _send(self, path: str, query: dict[str, str | int]) -> _Answer:
         async with self._using_pool() as pool:
             try:
                 url = self._address.url + path
                 request = pool.client.build_request("GET", url, params=query)
                 response = await pool.client.send(request, stream=True)
                 try:
-                    body = await _read(response)
+                    bytes_max = LISTING_BYTES_MAX if path == EXCHANGE_INFO else BODY_BYTES_MAX
+                    body = await read_body(response, bytes_max)
                 finally:
                     # httpx's own closing does not wait for the peer.
-                    with trio.CancelScope(shield=True):
+                    with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_S):
                         await response.aclose()
                 return _Answer(response.status_code, response.headers, body)
+            except RemoteError as error:
+                raise RemoteError(f"{self._address.url}{path}: {error}") from error
             except httpx.PoolTimeout as error:
                 self._replace(pool)
                 raise _Retryable("the connection pool was stuck, and has been replaced") from error
@@ -359,7 +384,11 @@ class HttpxRest:
                     max_keepalive_connections=self._connections,
                 ),
                 follow_redirects=False,
-                headers={"User-Agent": "klagg", "Accept": "application/json"},
+                headers={
+                    "User-Agent": "klagg",
+                    "Accept": "application/json",
+                    "Accept-Encoding": ACCEPTED,
+                },
             )
         )
 
@@ -418,7 +447,7 @@ class HttpxRest:
         words = plain(error[1]) if error else plain_body(answer.body)
         text = f"{words!r} (code {error[0]})" if error else repr(words) if words else "no reason"
         where = f"{self._address.url}{path}"
-        retry_after_s = _integer(answer.headers.get("Retry-After"))
+        retry_after_s = _retry_after_s(answer.headers)
         if status == 418:
             raise self._ban(answer, text, retry_after_s)
         if status == 429:
@@ -451,12 +480,12 @@ class HttpxRest:
         told = _BAN_UNTIL.search(text)
         until_ms = int(told[1]) if told else None
         waits_s = [float(retry_after_s)] if retry_after_s is not None else []
-        if until_ms is not None and now_ms is not None:
+        if until_ms is not None and now_ms is not None and until_ms > now_ms:
             waits_s.append((until_ms - now_ms) / 1000)
-        wait_s = max(waits_s, default=BAN_S)
+        wait_s = min(max(waits_s, default=BAN_S), PAUSE_S_MAX)
         self._gate.banned(wait_s)
-        if until_ms is None:
-            until_ms = 0 if now_ms is None else now_ms + int(wait_s * 1000)
+        if now_ms is not None:
+            until_ms = now_ms + int(wait_s * 1000)
         return BannedError(
             f"{self._address.url}: the exchange has banned this address for "
             f"{max(wait_s, 1):,.0f} s more (418): {text}; wait, and lower weight_share",
@@ -467,31 +496,30 @@ class HttpxRest:
         """Return the exchange's time as far as it is known: by its clock, or by a Date header."""
         if self._server_minus_trio_ms is not None:
             return int(trio.current_time() * 1000 + self._server_minus_trio_ms)
-        try:
-            date = email.utils.parsedate_to_datetime(answer.headers.get("Date", ""))
-        except ValueError:
-            return None
-        return int(date.timestamp() * 1000)
-
-
-async def _read(response: httpx.Response) -> bytes:
-    """Return the body, unpacked. Refuses what is too long, in bytes or in time."""
-    deadline_s = trio.current_time() + REQUEST_S_MAX
-    body = bytearray()
-    async for chunk in response.aiter_bytes():
-        body += chunk
-        if len(body) > BODY_BYTES_MAX:
-            raise RemoteError(
-                f"{plain(str(response.request.url.copy_with(query=None)))}: the answer is longer "
-                f"than {BODY_BYTES_MAX:,} bytes, which none should be"
-            )
-        if trio.current_time() > deadline_s:
-            raise _Retryable(f"the answer took longer than {REQUEST_S_MAX:g} s")
-    return bytes(body)
+        return _date_ms(answer.headers.get("Date"))
 
 
 def _integer(text: str | None) -> int | None:
     """Return a header's value; None for what is no plain number."""
-    if text is None or re.fullmatch("[0-9]{1,9}", text) is None:
+    if text is None or re.fullmatch("[0-9]{1,40}", text) is None:
         return None
-    return int(text)
+    return min(int(text), SECONDS_MAX)
+
+
+def _retry_after_s(headers: httpx.Headers) -> int | None:
+    """Return for how long an answer asks to wait: a number of seconds, or a date by its own."""
+    text = headers.get("Retry-After")
+    at_ms, now_ms = _date_ms(text), _date_ms(headers.get("Date"))
+    if at_ms is not None and now_ms is not None:
+        return min(max(at_ms - now_ms, 0) // 1000, SECONDS_MAX)
+    return _integer(text)
+
+
+def _date_ms(text: str | None) -> int | None:
+    """Return a header's date; None for what is none."""
+    if text is None or _HTTP_DATE.fullmatch(text) is None:
+        return None
+    try:
+        return int(email.utils.parsedate_to_datetime(text).timestamp() * 1000)
+    except (ValueError, OverflowError):
+        return None

@@ -9,7 +9,8 @@ minute are then held at once at its end, so their sum cannot pass the allowance.
 costs nothing: what was held comes free as fast as it was spent.
 
 `observe` takes the exchange's own count. What it has above ours was spent by somebody else on this
-address, and is held like a request answered now. Ours is never lowered by it.
+address, and is held like a request answered now, up to the limit: more would hold up nobody longer.
+Ours is never lowered by it. A count that cannot be is ignored.
 
 Who waits goes by priority, then by order of arrival. Each priority has a cap: the last percents of
 the allowance are kept for discovery and for time, so that an hour of repair at full weight delays
@@ -40,8 +41,14 @@ WINDOW_S: Final = 60.0
 THROTTLED_S: Final = 60.0
 """Pause after a 429 that does not say how long: then the minute is over."""
 
+THROTTLED_S_MAX: Final = 3_600.0
+"""The longest pause after a 429: the exchange's windows are minutes."""
+
 PAUSE_S_MAX: Final = 4 * 86_400.0
 """The longest ban is three days; a longer pause is nonsense, or an attack."""
+
+NONSENSE: Final = 10
+"""A count of so many times the limit is none: the exchange refuses what passes the limit."""
 
 
 class Priority(IntEnum):
@@ -98,6 +105,8 @@ class WeightGate:
         self.allowance = int(limit_per_minute * share)
         self.throttlings = 0
         self.bans = 0
+        self.nonsense = 0
+        """Counts of the exchange that were ignored."""
         self._in_flight = 0
         self._settled: deque[tuple[float, int]] = deque()
         """Trio time of release, and weight, oldest first."""
@@ -163,15 +172,18 @@ class WeightGate:
         """Take the exchange's count of this minute, from X-MBX-USED-WEIGHT-1M."""
         if used is None:
             return
+        if used >= NONSENSE * self.limit:
+            self.nonsense += 1
+            return
         self._release()
-        if used > self._held:
-            self._hold(used - self._held)
+        if min(used, self.limit) > self._held:
+            self._hold(min(used, self.limit) - self._held)
         self._peak = max(self._peak, used)
 
     def throttled(self, retry_after_s: float | None) -> None:
         """The exchange has said 429: send nothing for as long as it asks."""
         self.throttlings += 1
-        self._pause(THROTTLED_S if retry_after_s is None else retry_after_s)
+        self._pause(THROTTLED_S if retry_after_s is None else min(retry_after_s, THROTTLED_S_MAX))
 
     def banned(self, wait_s: float) -> None:
         """The exchange has said 418: send nothing until the ban ends."""
