@@ -19,7 +19,7 @@ from bench.big_database import big_database
 from bench.blaster import Blast, blasting
 from bench.market import CACHE
 from bench.measure import Figures, Part, interleaved, median, spawn, spread, table
-from klagg_trio.store.database import FOLD_TURN
+from klagg_trio.store.fold import FOLD_TURN
 
 FEED_RATE = 10_000
 FEED_START_MS = 1_790_812_800_000 + 100

@@ -25,7 +25,8 @@ from klagg_trio.core.errors import RemoteError
 from klagg_trio.core.facts import BarFact, Event, Facts
 from klagg_trio.core.intervals import INTERVALS, Interval
 from klagg_trio.exchange.rest import Priority, Rest
-from klagg_trio.store.database import Database, bar_of, select_bars
+from klagg_trio.store.database import Database
+from klagg_trio.store.reading import bar_of, select_bars
 from klagg_trio.store.schema import VALUE_COLUMNS
 
 FINDINGS_MAX: Final = 1_000

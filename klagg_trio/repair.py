@@ -38,8 +38,7 @@ from klagg_trio.core.facts import BarFact, Event, Facts
 from klagg_trio.core.intervals import DAY_MS, HOUR_MS, MINUTE, MINUTE_MS
 from klagg_trio.core.shard import Shard, SymbolState
 from klagg_trio.exchange.rest import Priority, Rest
-from klagg_trio.store.database import bar_of, select_bars, select_suspects
-from klagg_trio.store.reading import open_reader
+from klagg_trio.store.reading import bar_of, open_reader, select_bars, select_suspects
 from klagg_trio.store.thread import RunInThread
 from klagg_trio.vitals import AuditVitals
 

@@ -15,25 +15,23 @@ Where a bar lies follows from its end alone: up to the symbol's `folded_until` i
 Each replacement adds 1 to the bar's revision; writing the same again does not.
 
 A shard restates the longer bars that it holds. Longer bars that are older are restated here, in the
-same transaction as their minutes, from the stored minutes. A stored float gives its decimal back as
-long as that has no more than 15 digits. Where a minute is missing, has more digits, or the bar is
-longer than a day, the bar becomes suspect instead: repair then asks for the official one.
+same transaction as their minutes, from the stored minutes (`remake`).
+
+The parts are elsewhere: `statements` stores a bar, `fold` moves bars, `reading` is for everyone.
 """
 
 from __future__ import annotations
 
 import datetime
-import heapq
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from decimal import Decimal
 from operator import attrgetter, itemgetter
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from klagg_trio.core.bar import Bar, Source, combined_source, merge
+from klagg_trio.core.bar import Bar, Source
 from klagg_trio.core.errors import DamagedDataError, StoreError
 from klagg_trio.core.facts import (
     BarFact,
@@ -44,26 +42,24 @@ from klagg_trio.core.facts import (
     MinuteSpan,
     RunningBar,
 )
-from klagg_trio.core.intervals import (
-    DAY_MS,
-    INTERVALS,
-    MINUTE,
-    MINUTE_MS,
-    THREE_DAY_PHASE_MS,
-    Interval,
+from klagg_trio.core.intervals import MINUTE, MINUTE_MS, THREE_DAY_PHASE_MS
+from klagg_trio.store.fold import Folding
+from klagg_trio.store.reading import Row, mapped, select_bars, stored_spans
+from klagg_trio.store.remake import remade_bars
+from klagg_trio.store.schema import INTERVAL_CODES, migrate
+from klagg_trio.store.statements import (
+    BORN,
+    DOUBT,
+    OPEN,
+    PROVE,
+    RESTATE,
+    SEAL,
+    TABLES,
+    row_of,
 )
-from klagg_trio.store.reading import mapped
-from klagg_trio.store.schema import INTERVAL_CODES, VALUE_COLUMNS, migrate
 
 EVENTS_MAX: Final = 100_000
 """Events kept: months of a normal life, days of a very bad one, some 10 MB."""
-
-FOLD_TURN: Final = 480
-"""Calls of `fold` until every symbol had its turn. One a minute: recent bars go back eight hours.
-The longer the turn, the less is written in all, and the more a reader looks up one by one."""
-
-OPENS_CLEARED: Final = 50
-"""Opening times cleared away by one `fold`, so that catching up after an outage stays short."""
 
 WAL_BYTES_MAX: Final = 64 * 2**20
 """A backfill checkpoints when the write-ahead log is larger than this."""
@@ -76,72 +72,14 @@ OPEN_TIMEOUT_MS: Final = 1_000
 
 CACHE_KIB: Final = 16_384
 
-FLOAT_DIGITS: Final = 15
-"""Every decimal of up to 15 digits survives the way through a float64 (DBL_DIG of C)."""
-
 REPLACED_MARK: Final = "@"
 """Between the ticker of a contract whose ticker was reused, and the date of its listing."""
 
 NEVER_MS: Final = 4_133_404_800_000
 """2100-12-25, what the exchange gives as the delivery time of a perpetual contract."""
 
-Row = tuple[Any, ...]
-
-_KEY: Final = "symbol, interval, open_time"
-_COLUMNS: Final = (*_KEY.split(", "), "end_time", *VALUE_COLUMNS, "source")
-_MARKS: Final = ", ".join("?" * len(_COLUMNS))
-_UPDATED: Final = ("end_time", *VALUE_COLUMNS, "source")
-_SET: Final = ", ".join(f"{name} = excluded.{name}" for name in _UPDATED)
-
-
-def _insert(table: str, condition: str) -> str:
-    """Return the statement that stores a bar, replacing a stored one on `condition`."""
-    return (
-        f"INSERT INTO {table} ({', '.join(_COLUMNS)}, revision) VALUES ({_MARKS}, 0)"
-        f" ON CONFLICT DO UPDATE SET {_SET}, revision = {table}.revision + 1 WHERE {condition}"
-    )
-
-
-def _changed(table: str) -> str:
-    ours = ", ".join(f"{table}.{name}" for name in _UPDATED)
-    theirs = ", ".join(f"excluded.{name}" for name in _UPDATED)
-    return f"({ours}) IS NOT ({theirs})"
-
-
-_TABLES: Final = ("bars", "recent_bars")
-_SEAL: Final = {
-    t: _insert(t, f"{t}.source = {Source.SUSPECT:d} AND excluded.source <> {Source.SUSPECT:d}")
-    for t in _TABLES
-}
-_RESTATE: Final = {
-    t: _insert(
-        t,
-        f"({t}.source <> {Source.OFFICIAL:d} OR excluded.source = {Source.OFFICIAL:d})"
-        f" AND {_changed(t)}",
-    )
-    for t in _TABLES
-}
-_OPEN: Final = (
-    f"INSERT INTO open_bars ({', '.join(_COLUMNS)}, merged_until) VALUES ({_MARKS}, ?)"
-    f" ON CONFLICT DO UPDATE SET open_time = excluded.open_time, {_SET},"
-    " merged_until = excluded.merged_until"
-)
-_BORN: Final = (
-    f"INSERT OR REPLACE INTO open_bars ({', '.join(_COLUMNS)}, merged_until)"
-    " SELECT symbol, ?, open_time, ?, open, open, open, open, 0, 0, 0, 0, 0,"
-    f" {Source.FLAT:d}, open_time FROM open_bars"
-    " WHERE interval = ? AND open_time = ? AND symbol IN (SELECT value FROM json_each(?))"
-)
 _KEY_OF_RUNNING: Final = itemgetter(1, 0)
 _fields: Final = attrgetter("symbol", "interval", "bar", "merged_until_ms")
-_DOUBT: Final = (
-    f"source = {Source.SUSPECT:d}",
-    f"source IN ({Source.TRADES:d}, {Source.FLAT:d})",
-)
-_PROVE: Final = (
-    f"source = CASE WHEN count > 0 THEN {Source.TRADES:d} ELSE {Source.FLAT:d} END",
-    f"source = {Source.SUSPECT:d}",
-)
 
 
 class ContractLike(Protocol):
@@ -165,10 +103,8 @@ class Database:
         self.path = path
         self._connection = connection
         self._ids: dict[str, int] = {}
-        self._folded: dict[int, int] = {}
+        self._folding = Folding(connection)
         self._lives: dict[int, Listing] = {}
-        self._fold_due = 0.0
-        """Symbols to be folded; the fraction waits for the next call."""
         self._running_written: dict[tuple[int, int], tuple[Any, ...]] = {}
         """What the row of a running bar was last written from."""
         self._load_symbols()
@@ -247,15 +183,15 @@ class Database:
             self._end(symbol)
         for listing in facts.listings:
             self._put_symbol(listing, "TRADING")
-        rows = self._put(_SEAL, facts.sealed)
-        rows += self._put(_RESTATE, _last_of_each(facts.restated))
+        rows = self._put(SEAL, facts.sealed)
+        rows += self._put(RESTATE, _last_of_each(facts.restated))
         for span in facts.doubted:
-            rows += self._relabel(_DOUBT, span)
+            rows += self._relabel(DOUBT, span)
         for span in facts.proven:
-            rows += self._relabel(_PROVE, span)
+            rows += self._relabel(PROVE, span)
         told = {(f.symbol, f.interval, f.bar.open_ms) for f in (*facts.restated, *facts.sealed)}
         for symbol, minutes in _minutes_touched(facts).items():
-            rows += self._remake_longer(symbol, minutes, told)
+            rows += self._put(RESTATE, self._remade(symbol, minutes, told))
         if facts.events:
             self._put_events(facts.events)
         return rows
@@ -265,7 +201,7 @@ class Database:
         settled: list[Row] = []
         recent: list[Row] = []
         opens: set[tuple[int, int, int]] = set()
-        ids, folded = self._ids, self._folded
+        ids, folded = self._ids, self._folding.until
         for fact in facts:
             bar = fact.bar
             number = ids.get(fact.symbol)
@@ -274,10 +210,10 @@ class Database:
                 number = self._put_symbol(listing, "")
             code = INTERVAL_CODES[fact.interval]
             if bar.end_ms > folded[number]:
-                recent.append(_row(number, code, bar))
+                recent.append(row_of(number, code, bar))
                 opens.add((code, bar.open_ms, bar.end_ms))
             else:
-                settled.append(_row(number, code, bar))
+                settled.append(row_of(number, code, bar))
         execute_many = self._connection.executemany
         if opens:
             execute_many("INSERT OR IGNORE INTO recent_opens VALUES (?, ?, ?)", sorted(opens))
@@ -298,7 +234,7 @@ class Database:
             # The table's key begins with the time: look the few minutes up one by one.
             "recent_bars": "open_time IN (SELECT open_time FROM recent_opens"
             f" WHERE interval = {INTERVAL_CODES[MINUTE.name]} AND open_time BETWEEN ? AND ?)"
-            f" AND end_time > {self._folded[number]}",
+            f" AND end_time > {self._folding.until[number]}",
         }
         return sum(
             self._connection.execute(
@@ -306,7 +242,7 @@ class Database:
                 f" AND interval = {INTERVAL_CODES[MINUTE.name]} AND {where[table]} AND {condition}",
                 (number, span.first_ms, span.last_ms),
             ).rowcount
-            for table in _TABLES
+            for table in TABLES
         )
 
     def _put_running(self, bars: Iterable[RunningBar]) -> int:
@@ -326,10 +262,10 @@ class Database:
                 state += bar.values()
             if written.get((number, code)) != state:
                 written[number, code] = state
-                rows.append((*_row(number, code, bar), merged_until_ms))
+                rows.append((*row_of(number, code, bar), merged_until_ms))
         if rows:
             # In the order of the key, so that neighbours are written one after the other.
-            self._connection.executemany(_OPEN, sorted(rows, key=_KEY_OF_RUNNING))
+            self._connection.executemany(OPEN, sorted(rows, key=_KEY_OF_RUNNING))
         return len(rows)
 
     def _put_births(self, births: Iterable[Births]) -> int:
@@ -352,7 +288,7 @@ class Database:
                     numbers.append(number)
         return sum(
             self._connection.execute(
-                _BORN,
+                BORN,
                 (INTERVAL_CODES[interval], end_ms, minute_code, open_ms, json.dumps(numbers)),
             ).rowcount
             for (interval, open_ms, end_ms), numbers in together.items()
@@ -372,59 +308,18 @@ class Database:
             (key, str(value)),
         )
 
-    # -- Longer bars that no shard holds any more ----------------------------------------------
-
-    def _remake_longer(
+    def _remade(
         self, symbol: str, minutes: set[int], told: set[tuple[str, str, int]]
-    ) -> int:
-        """Restate the stored longer bars over some minutes, but those that were told of."""
-        remade: list[BarFact] = []
-        for interval in INTERVALS.values():
-            if interval == MINUTE:
-                continue
-            if interval.name == "3d":
-                interval = interval.with_phase(self._lives[self._ids[symbol]].three_day_phase_ms)
-            opens = {interval.floor(minute_ms) for minute_ms in minutes}
-            for open_ms, row in self._stored(symbol, interval, min(opens), max(opens)).items():
-                if open_ms not in opens or (symbol, interval.name, open_ms) in told:
-                    continue
-                bar = bar_of(row, interval.end(open_ms))
-                if bar.source != Source.OFFICIAL:
-                    bar = self._remake(symbol, interval, bar)
-                    remade.append(BarFact(symbol, interval.name, bar))
-        return self._put(_RESTATE, remade)
-
-    def _remake(self, symbol: str, interval: Interval, bar: Bar) -> Bar:
-        """Return the bar made anew from its stored minutes, or itself as suspect."""
-        remade = bar.copy()
-        remade.source = Source.SUSPECT
-        if bar.end_ms - bar.open_ms > DAY_MS:
-            return remade
+    ) -> list[BarFact]:
         life = self._lives[self._ids[symbol]]
-        first_ms = max(bar.open_ms, MINUTE.floor(life.onboard_ms))
-        end_ms = min(bar.end_ms, MINUTE.floor(life.delivery_ms + MINUTE_MS - 1))
-        rows = self._stored(symbol, MINUTE, first_ms, end_ms - MINUTE_MS)
-        if not rows or len(rows) * MINUTE_MS != end_ms - first_ms:
-            return remade
-        parts = [bar_of(row, open_ms + MINUTE_MS) for open_ms, row in rows.items()]
-        merged = merge(parts, bar.open_ms, bar.end_ms, parts[0].open)
-        exact = all(_is_exact(part) for part in parts)
-        suspect = not exact or any(part.source == Source.SUSPECT for part in parts)
-        official = all(part.source == Source.OFFICIAL for part in parts)
-        merged.source = combined_source(merged.count, suspect, official)
-        return merged
-
-    def _stored(
-        self, symbol: str, interval: Interval, first_ms: int, last_ms: int
-    ) -> dict[int, Row]:
-        return select_bars(self._connection, symbol, interval.name, first_ms, last_ms)
+        return list(remade_bars(self._connection, life, minutes, told))
 
     # -- Symbols -------------------------------------------------------------------------------
 
     def _load_symbols(self) -> None:
         """Read what is remembered of the symbols, at the start and after a failed transaction."""
         self._ids.clear()
-        self._folded.clear()
+        self._folding.until.clear()
         self._lives.clear()
         self._running_written.clear()
         for number, folded_until, *listing in self._connection.execute(
@@ -432,7 +327,7 @@ class Database:
             " FROM symbols"
         ):
             self._ids[listing[0]] = number
-            self._folded[number] = folded_until
+            self._folding.until[number] = folded_until
             self._lives[number] = Listing(*listing)
 
     def _put_symbol(self, listing: Listing, status: str) -> int:
@@ -449,7 +344,7 @@ class Database:
             (*listing[:4], status),
         ).fetchone()[0]
         self._ids[listing.symbol] = number
-        self._folded.setdefault(number, 0)
+        self._folding.until.setdefault(number, 0)
         self._lives[number] = listing
         return number
 
@@ -498,28 +393,21 @@ class Database:
         with self._transaction():
             number = self._ids[symbol]
             # Old bars belong into `bars` at once: nothing of them would be read as recent.
-            self._fold_symbol(number, max(bar.end_ms for bar in bars))
-            known = self._stored(symbol, INTERVALS[interval], bars[0].open_ms, bars[-1].open_ms)
-            rows = self._put(_RESTATE, [BarFact(symbol, interval, bar) for bar in bars])
+            self._folding.move(number, max(bar.end_ms for bar in bars))
+            known = select_bars(
+                self._connection, symbol, interval, bars[0].open_ms, bars[-1].open_ms
+            )
+            rows = self._put(RESTATE, [BarFact(symbol, interval, bar) for bar in bars])
             if known and interval == MINUTE.name:
                 minutes = {bar.open_ms for bar in bars if bar.open_ms in known}
-                rows += self._remake_longer(symbol, minutes, set())
+                rows += self._put(RESTATE, self._remade(symbol, minutes, set()))
         if self._wal_bytes() > WAL_BYTES_MAX:
             self.checkpoint()
         return rows
 
     def stored_spans(self, symbol: str, interval: str) -> list[tuple[int, int]]:
         """Return the stored bars that are not suspect, as spans from an open time to an end."""
-        rows = self._connection.execute(
-            "WITH bounds AS (SELECT open_time, close_time + 1 AS end_time, "
-            " lag(close_time + 1) OVER (ORDER BY open_time) AS before FROM klines"
-            " WHERE symbol = ? AND interval = ? AND source <> 'suspect'),"
-            " numbered AS (SELECT open_time, end_time,"
-            " sum(before IS NOT open_time) OVER (ORDER BY open_time) AS span FROM bounds)"
-            " SELECT min(open_time), max(end_time) FROM numbered GROUP BY span ORDER BY 1",
-            (symbol, interval),
-        )
-        return [(first_ms, end_ms) for first_ms, end_ms in rows]
+        return stored_spans(self._connection, symbol, interval)
 
     def last_tick(self) -> int:
         """Return the minute before which every bar is stored; 0 in a new database."""
@@ -535,47 +423,8 @@ class Database:
         """
         # The minute sealed last stays: the view of the running bars looks for it there.
         until_ms = self.last_tick() - MINUTE_MS
-        self._fold_due += len(self._folded) / FOLD_TURN
-        count = int(self._fold_due)
-        self._fold_due -= count
-        turn = heapq.nsmallest(count, self._folded, key=lambda x: (self._folded[x], x))
         with self._transaction():
-            rows = sum(self._fold_symbol(number, until_ms) for number in turn)
-            self._clear_folded()
-        return rows
-
-    def _fold_symbol(self, number: int, until_ms: int) -> int:
-        """Move what ends up to `until_ms` from `recent_bars` to `bars`; nothing is cleared yet."""
-        folded_ms = self._folded[number]
-        if until_ms <= folded_ms:
-            return 0
-        columns = ", ".join(f"b.{name}" for name in (*_COLUMNS, "revision"))
-        rows = self._connection.execute(
-            f"INSERT INTO bars ({', '.join(_COLUMNS)}, revision) SELECT {columns}"
-            " FROM recent_opens AS r CROSS JOIN recent_bars AS b ON b.open_time = r.open_time"
-            " AND b.interval = r.interval AND b.symbol = ?"
-            " WHERE r.end_time > ? AND r.end_time <= ?"
-            " ORDER BY b.interval, b.open_time",
-            (number, folded_ms, until_ms),
-        ).rowcount
-        self._connection.execute(
-            "UPDATE symbols SET folded_until = ? WHERE id = ?", (until_ms, number)
-        )
-        self._folded[number] = until_ms
-        return rows
-
-    def _clear_folded(self) -> None:
-        """Delete recent bars that every symbol has moved."""
-        until_ms = min(self._folded.values(), default=0)
-        execute = self._connection.execute
-        gone = execute(
-            "SELECT interval, open_time FROM recent_opens WHERE end_time <= ?"
-            " ORDER BY open_time LIMIT ?",
-            (until_ms, OPENS_CLEARED),
-        ).fetchall()
-        for key in gone:
-            execute("DELETE FROM recent_bars WHERE interval = ? AND open_time = ?", key)
-            execute("DELETE FROM recent_opens WHERE interval = ? AND open_time = ?", key)
+            return self._folding.due(until_ms)
 
     def checkpoint(self) -> None:
         """Bring what readers allow from the write-ahead log into the database file."""
@@ -606,102 +455,6 @@ class Database:
 def _date(at_ms: int) -> str:
     """Return the UTC date and time of a listing, as part of a name."""
     return f"{datetime.datetime.fromtimestamp(at_ms / 1_000, datetime.UTC):%Y%m%dT%H%M}"
-
-
-def _row(number: int, code: int, bar: Bar) -> Row:
-    """Return a bar as it is stored: the float64 nearest to each exact value."""
-    open_ = float(bar.open)
-    if bar.count:
-        return (
-            number,
-            code,
-            bar.open_ms,
-            bar.end_ms,
-            open_,
-            float(bar.high),
-            float(bar.low),
-            float(bar.close),
-            float(bar.volume),
-            float(bar.quote_volume),
-            bar.count,
-            float(bar.taker_buy_volume),
-            float(bar.taker_buy_quote_volume),
-            bar.source,
-        )
-    return (
-        number,
-        code,
-        bar.open_ms,
-        bar.end_ms,
-        open_,
-        open_,
-        open_,
-        open_,
-        0.0,
-        0.0,
-        0,
-        0.0,
-        0.0,
-        bar.source,
-    )
-
-
-def select_bars(
-    connection: sqlite3.Connection, symbol: str, interval: str, first_ms: int, last_ms: int
-) -> dict[int, Row]:
-    """Return the stored bars that open from `first_ms` to `last_ms`, for `bar_of`, by open time."""
-    rows = connection.execute(
-        f"SELECT open_time, {', '.join(VALUE_COLUMNS)}, source FROM klines"
-        " WHERE symbol = ? AND interval = ? AND open_time BETWEEN ? AND ? ORDER BY open_time",
-        (symbol, interval, first_ms, last_ms),
-    )
-    return {row[0]: row for row in rows}
-
-
-def select_suspects(connection: sqlite3.Connection, limit: int) -> list[tuple[str, str, int, int]]:
-    """Return symbol, interval, open time and end of suspect bars, in that order.
-
-    Reads the tables, not the view: `suspect_bars` is a partial index of the few that there are, and
-    of the recent bars all have to be looked at.
-    """
-    return connection.execute(
-        f"""
-        SELECT s.symbol, i.interval, found.open_time, found.end_time FROM (
-            SELECT symbol, interval, open_time, end_time FROM bars
-            WHERE source = {Source.SUSPECT:d}
-            UNION ALL
-            SELECT b.symbol, b.interval, b.open_time, b.end_time FROM recent_bars AS b
-            JOIN symbols ON symbols.id = b.symbol AND b.end_time > symbols.folded_until
-            WHERE b.source = {Source.SUSPECT:d}
-        ) AS found
-        JOIN symbols AS s ON s.id = found.symbol AND s.status <> 'REPLACED'
-        JOIN intervals AS i ON i.id = found.interval
-        ORDER BY 1, found.interval, 3 LIMIT ?
-        """,
-        (limit,),
-    ).fetchall()
-
-
-def bar_of(row: Row, end_ms: int) -> Bar:
-    """Return a stored bar with exact values again, as far as floats tell (see `_is_exact`)."""
-    open_ms, *values, source = row
-    bar = Bar(open_ms, end_ms, *map(_exact, values))  # type: ignore[arg-type]
-    bar.first = bar.last = open_ms
-    bar.source = Source[source.upper()]
-    return bar
-
-
-def _exact(value: float) -> Decimal | int:
-    return value if isinstance(value, int) else Decimal(repr(value))
-
-
-def _is_exact(bar: Bar) -> bool:
-    """Whether every value has few enough digits to have come through a float unharmed."""
-    return all(
-        len(value.normalize().as_tuple().digits) <= FLOAT_DIGITS
-        for value in bar.values()
-        if isinstance(value, Decimal)
-    )
 
 
 def _last_of_each(facts: Sequence[BarFact]) -> Iterable[BarFact]:

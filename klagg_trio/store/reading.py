@@ -1,17 +1,25 @@
-"""Reading a database that may be in use, and what SQLite's errors mean, for all who use it."""
+"""Reading a database that may be in use: bars, spans, suspects, and what SQLite's errors mean."""
 
 from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Final
 
+from klagg_trio.core.bar import Bar, Source
 from klagg_trio.core.errors import BusyError, DamagedDataError, StoreError
 from klagg_trio.core.plain import plain
+from klagg_trio.store.schema import VALUE_COLUMNS
 
 BUSY_TIMEOUT_MS: Final = 5_000
+
+FLOAT_DIGITS: Final = 15
+"""Every decimal of up to 15 digits survives the way through a float64 (DBL_DIG of C)."""
+
+Row = tuple[Any, ...]
 
 
 class _Cursor(sqlite3.Cursor):
@@ -115,3 +123,77 @@ def _meaning(path: Path, error: sqlite3.DatabaseError) -> StoreError | DamagedDa
         return BusyError(f"another program holds {path} for writing; klagg waits for it")
     advice = "make room" if code == "SQLITE_FULL" else "check the disk and its permissions"
     return StoreError(f"{path} cannot be used ({words}); {advice}, then start again")
+
+
+def select_bars(
+    connection: sqlite3.Connection, symbol: str, interval: str, first_ms: int, last_ms: int
+) -> dict[int, Row]:
+    """Return the stored bars that open from `first_ms` to `last_ms`, for `bar_of`, by open time."""
+    rows = connection.execute(
+        f"SELECT open_time, {', '.join(VALUE_COLUMNS)}, source FROM klines"
+        " WHERE symbol = ? AND interval = ? AND open_time BETWEEN ? AND ? ORDER BY open_time",
+        (symbol, interval, first_ms, last_ms),
+    )
+    return {row[0]: row for row in rows}
+
+
+def stored_spans(
+    connection: sqlite3.Connection, symbol: str, interval: str
+) -> list[tuple[int, int]]:
+    """Return the stored bars that are not suspect, as spans from an open time to an end."""
+    rows = connection.execute(
+        "WITH bounds AS (SELECT open_time, close_time + 1 AS end_time, "
+        " lag(close_time + 1) OVER (ORDER BY open_time) AS before FROM klines"
+        " WHERE symbol = ? AND interval = ? AND source <> 'suspect'),"
+        " numbered AS (SELECT open_time, end_time,"
+        " sum(before IS NOT open_time) OVER (ORDER BY open_time) AS span FROM bounds)"
+        " SELECT min(open_time), max(end_time) FROM numbered GROUP BY span ORDER BY 1",
+        (symbol, interval),
+    )
+    return [(first_ms, end_ms) for first_ms, end_ms in rows]
+
+
+def select_suspects(connection: sqlite3.Connection, limit: int) -> list[tuple[str, str, int, int]]:
+    """Return symbol, interval, open time and end of suspect bars, in that order.
+
+    Reads the tables, not the view: `suspect_bars` is a partial index of the few that there are, and
+    of the recent bars all have to be looked at.
+    """
+    return connection.execute(
+        f"""
+        SELECT s.symbol, i.interval, found.open_time, found.end_time FROM (
+            SELECT symbol, interval, open_time, end_time FROM bars
+            WHERE source = {Source.SUSPECT:d}
+            UNION ALL
+            SELECT b.symbol, b.interval, b.open_time, b.end_time FROM recent_bars AS b
+            JOIN symbols ON symbols.id = b.symbol AND b.end_time > symbols.folded_until
+            WHERE b.source = {Source.SUSPECT:d}
+        ) AS found
+        JOIN symbols AS s ON s.id = found.symbol AND s.status <> 'REPLACED'
+        JOIN intervals AS i ON i.id = found.interval
+        ORDER BY 1, found.interval, 3 LIMIT ?
+        """,
+        (limit,),
+    ).fetchall()
+
+
+def bar_of(row: Row, end_ms: int) -> Bar:
+    """Return a stored bar with exact values again, as far as floats tell (see `is_exact`)."""
+    open_ms, *values, source = row
+    bar = Bar(open_ms, end_ms, *map(_exact, values))  # type: ignore[arg-type]
+    bar.first = bar.last = open_ms
+    bar.source = Source[source.upper()]
+    return bar
+
+
+def _exact(value: float) -> Decimal | int:
+    return value if isinstance(value, int) else Decimal(repr(value))
+
+
+def is_exact(bar: Bar) -> bool:
+    """Whether every value has few enough digits to have come through a float unharmed."""
+    return all(
+        len(value.normalize().as_tuple().digits) <= FLOAT_DIGITS
+        for value in bar.values()
+        if isinstance(value, Decimal)
+    )

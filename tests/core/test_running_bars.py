@@ -88,7 +88,7 @@ def test_running_bars_are_what_the_shard_has(tmp_path, name, seed):
                 assert shown(database) == truth(shard)
                 compared += 1
                 if draw.random() < 0.3:
-                    database._fold_due = 1.0
+                    database._folding._due = 1.0
                     database.fold()
     assert compared >= world.minutes
     database.close()

@@ -26,7 +26,7 @@ from klagg_trio.core.facts import (
 )
 from klagg_trio.core.intervals import DAY_MS, INTERVALS, MINUTE_MS, THREE_DAY_PHASE_MS
 from klagg_trio.store import database as module
-from klagg_trio.store import schema
+from klagg_trio.store import fold, schema
 from klagg_trio.store.database import NEVER_MS, Database
 from klagg_trio.store.reading import open_reader
 
@@ -317,7 +317,7 @@ def test_proven_minutes_get_their_source_back(database, folded):
 def fold_all(database):
     """Let a minute pass, and give every symbol its turn."""
     database.commit(database.last_tick() + MINUTE_MS, [])
-    database._fold_due = float(len(database._folded))
+    database._folding._due = float(len(database._folding.until))
     assert database.fold() > 0
 
 
@@ -345,7 +345,7 @@ def test_no_reader_sees_where_a_bar_lies(tmp_path_factory, steps, turn):
     model = {}
     minute = 0
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "FOLD_TURN", turn)
+        patch.setattr(fold, "FOLD_TURN", turn)
         for step in steps:
             match step:
                 case ("tick", traded):
@@ -441,7 +441,7 @@ def test_what_is_reported_of_a_bar_holds_over_its_birth(database):
 
 def test_folding_leaves_nothing_behind(database, monkeypatch):
     """Once every symbol had its turn, what was moved is cleared away."""
-    monkeypatch.setattr(module, "FOLD_TURN", 1)
+    monkeypatch.setattr(fold, "FOLD_TURN", 1)
     for minute in range(5):
         database.commit(
             MIDNIGHT_MS + (minute + 1) * MINUTE_MS,
