@@ -8,9 +8,9 @@ minute than the one before it (times go back now and then) restates the sealed m
 as columns or as lists of trades (`exchange/archive.py` says when); a minute of few trades is taken
 out of the columns one by one.
 
-Rows are wanted in order of their ids. A file whose ids go back is read again, whole, and sorted.
-Repeated ids are dropped and counted; ids that are missing make the minutes suspect that held or
-border them, as they do live.
+Rows are wanted in order of their ids. A file whose ids go back is read again and sorted, on disk
+(`exchange/sorting.py`). Repeated ids are dropped and counted; ids that are missing are counted and
+make the minutes suspect that held or border them, as they do live.
 
 Every minute from the first trade's to the last trade's has a bar. A recording rarely begins with
 a minute, so what holds the time before it is suspect: the first minute, and longer bars that opened
@@ -21,12 +21,13 @@ have gone on, are written as they are.
 
 from __future__ import annotations
 
+import os
 import re
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import accumulate, chain, islice
-from operator import attrgetter, le
+from itertools import accumulate
+from operator import attrgetter
 from pathlib import Path
 from typing import Final, TextIO
 
@@ -41,6 +42,7 @@ from klagg_trio.core.seed import OpenBar, Seed
 from klagg_trio.core.shard import NEVER_MS, Shard
 from klagg_trio.core.trade import Trade
 from klagg_trio.exchange.archive import Batch, RowCounts, read_batches
+from klagg_trio.exchange.sorting import Sorter
 
 COLUMNS: Final = (
     "symbol",
@@ -68,8 +70,9 @@ _time_ms: Final = attrgetter("time_ms")
 MINUTE_TRADES_MIN: Final = 48
 """Trades in a minute from which on it pays to add them up as columns."""
 
-Order = Callable[[Iterable[Batch]], Iterator[Batch]]
-"""Puts the trades of a file in order of their ids, or fails."""
+SPAN_DAYS_MAX: Final = 1_000
+"""Between the first trade and the last. One whose time is wrong by years would make bars for each
+of their minutes, half a million a year."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +87,26 @@ class ReplayReport:
     duplicates: int
     skipped: int
     """Rows that the archive itself has struck out."""
+    gaps: int
+    """Jumps of the ids, and how many are missing in them."""
+    missing_ids: int
     bars: int
     flat_minutes: int
     suspect_minutes: int
+    was_sorted: bool
+    """Whether the rows were not in order of their ids."""
+
+
+@dataclass(slots=True)
+class _Order:
+    """What was noticed of the ids, in order."""
+
+    last_id: int | None = None
+    gaps: int = 0
+    missing: int = 0
+    repeats: int = 0
+    """Dropped before they reached the shard."""
+    was_sorted: bool = False
 
 
 class _IdsGoBack(Exception):
@@ -104,9 +124,9 @@ def run_replay(
         symbol = symbol_of(path)
     chosen = select(intervals)
     try:
-        recording = _replay(path, symbol, chosen, _in_order)
+        recording = _replay(path, symbol, chosen, sort=False)
     except _IdsGoBack:
-        recording = _replay(path, symbol, chosen, _sorted)
+        recording = _replay(path, symbol, chosen, sort=True)
     out.write(",".join(COLUMNS) + "\n")
     out.writelines(recording.lines())
     return recording.report()
@@ -114,24 +134,32 @@ def run_replay(
 
 def symbol_of(path: Path) -> str:
     """Return the symbol that a file is named after, as in BTCUSDT-aggTrades-2026-10-01.zip."""
-    for name in (path.name, path.absolute().parent.name):
+    for name in map(_as_utf8, (path.name, path.absolute().parent.name)):
         for word in _SYMBOL.findall(name):
             if word.isupper():
                 return str(word)
     raise ConfigurationError(f"the name of {path} does not tell the symbol: give it with --symbol")
 
 
-def _replay(path: Path, symbol: str, intervals: tuple[Interval, ...], order: Order) -> Recording:
+def _as_utf8(name: str) -> str:
+    """Return a name as it was meant where the locale is none that knows its letters."""
+    return os.fsencode(name).decode("utf-8", "replace")
+
+
+def _replay(path: Path, symbol: str, intervals: tuple[Interval, ...], *, sort: bool) -> Recording:
     """Play a whole file to a fresh shard."""
-    counts = RowCounts()
+    counts, order = RowCounts(), _Order(was_sorted=sort)
     recording: Recording | None = None
-    for batch in order(read_batches(path, symbol, counts)):
+    batches = read_batches(path, symbol, counts)
+    sorter = Sorter() if sort else None
+    for batch in _in_order(batches if sorter is None else sorter.sorted(batches), order):
         if recording is None:
             first = batch.part(slice(1)).trades() if isinstance(batch, TradeColumns) else batch
-            recording = Recording(first[0], intervals, counts)
+            recording = Recording(first[0], intervals, counts, order)
         recording.play(batch)
     if recording is None:
         raise DamagedDataError(f"{path} holds no trades")
+    order.repeats = 0 if sorter is None else sorter.repeats
     recording.finish()
     return recording
 
@@ -139,10 +167,13 @@ def _replay(path: Path, symbol: str, intervals: tuple[Interval, ...], order: Ord
 class Recording:
     """The bars of one recording, as they come."""
 
-    def __init__(self, first: Trade, intervals: tuple[Interval, ...], counts: RowCounts) -> None:
+    def __init__(
+        self, first: Trade, intervals: tuple[Interval, ...], counts: RowCounts, order: _Order
+    ) -> None:
         """Begin at the minute of the first trade."""
         self.symbol = first.symbol
         self._counts = counts
+        self._order = order
         self._intervals = intervals
         self._first_ms = MINUTE.floor(first.time_ms)
         self._whole_start = self._first_ms % DAY_MS == 0
@@ -168,6 +199,7 @@ class Recording:
             return
         shard = self._shard
         times = list(accumulate(map(_time_ms, batch), max))
+        self._check_span(times[-1])
         start = 0
         while start < len(batch):
             if times[start] >= shard.minute_ms + MINUTE_MS:
@@ -179,6 +211,7 @@ class Recording:
     def _play_columns(self, columns: TradeColumns) -> None:
         shard = self._shard
         times = np.maximum.accumulate(columns.table[TIME_MS])
+        self._check_span(int(times[-1]))
         start = 0
         while start < len(columns):
             if times[start] >= shard.minute_ms + MINUTE_MS:
@@ -190,6 +223,13 @@ class Recording:
                 shard.apply_trades(part.trades()) if runs is None else shard.apply_runs(runs)
             )
             start = end
+
+    def _check_span(self, time_ms: int) -> None:
+        if time_ms - self._first_ms > SPAN_DAYS_MAX * DAY_MS:
+            raise DamagedDataError(
+                f"a trade at {time_ms} ms lies more than {SPAN_DAYS_MAX} days after the first one, "
+                f"at {self._first_ms} ms: is a time damaged? Replay the parts one by one"
+            )
 
     def _take(self, facts: Facts | None) -> None:
         """Keep the bars that one message sealed or changed, and which minutes are suspect."""
@@ -237,11 +277,14 @@ class Recording:
             symbol=self.symbol,
             rows=self._counts.rows,
             trades=trades.in_bars + trades.late,
-            duplicates=trades.duplicate,
+            duplicates=trades.duplicate + self._order.repeats,
             skipped=self._counts.skipped,
+            gaps=self._order.gaps,
+            missing_ids=self._order.missing,
             bars=sum(map(len, self._bars.values())),
             flat_minutes=sum(not bar.count for bar in minutes),
             suspect_minutes=len(self._suspects),
+            was_sorted=self._order.was_sorted,
         )
 
 
@@ -258,27 +301,24 @@ def _line(symbol: str, interval: str, bar: Bar) -> str:
     )
 
 
-def _in_order(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """Pass on batches whose ids never go back; raise _IdsGoBack at the first that does."""
-    last_id = -1
+def _in_order(batches: Iterable[Batch], order: _Order) -> Iterator[Batch]:
+    """Pass on batches whose ids never go back, and count; raise _IdsGoBack at the first that does.
+
+    Where the ids begin does not tell whether any are missing before them.
+    """
     for batch in batches:
         if not len(batch):
             continue
         if isinstance(batch, TradeColumns):
             row = batch.table[ID]
-            if row[0] < last_id or (row[1:] < row[:-1]).any():
-                raise _IdsGoBack
-            last_id = int(row[-1])
-            yield batch
-            continue
-        ids = list(map(_id, batch))
-        if ids[0] < last_id or not all(map(le, ids, islice(ids, 1, None))):
+        else:
+            row = np.array(list(map(_id, batch)), np.int64)
+        before = row[0] if order.last_id is None else order.last_id
+        steps = np.diff(row, prepend=before)
+        if steps.min() < 0:
             raise _IdsGoBack
-        last_id = ids[-1]
+        jumps = steps[steps > 1]
+        order.gaps += len(jumps)
+        order.missing += int((jumps - 1).sum())
+        order.last_id = int(row[-1])
         yield batch
-
-
-def _sorted(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """Return all trades as one batch, in order of their ids."""
-    lists = (batch.trades() if isinstance(batch, TradeColumns) else batch for batch in batches)
-    yield sorted(chain.from_iterable(lists), key=_id)

@@ -15,9 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from klagg_trio import cli
 from klagg_trio.core.columns import TradeColumns
 from klagg_trio.core.errors import ConfigurationError, DamagedDataError, StoreError
-from klagg_trio.exchange import archive
+from klagg_trio.exchange import archive, sorting
 from klagg_trio.exchange.archive import RowCounts, read_batches
 from klagg_trio.replay import COLUMNS, run_replay, symbol_of
 
@@ -274,6 +275,243 @@ def test_random_trades_come_out_as_computed_one_by_one(tmp_path):
         assert Decimal(bar["taker_buy_quote_volume"]) == sum(
             Decimal(row[1]) * Decimal(row[2]) for row in bought
         )
+
+
+# -- Headers, and files that are something else ---------------------------------------------------
+
+
+@pytest.mark.parametrize("extra", [0, 1, 3])
+def test_the_header_is_obeyed(tmp_path, extra):
+    """Columns in any order, unknown ones between them, the archive's names or a library's."""
+    names = HEADER.split(",")
+    other = ["agg_trade_id", "price", "qty", "first_id", "lastTradeId", "timestamp", "isBuyerMaker"]
+    for seed in range(12):
+        rng = random.Random(seed)
+        columns = [(name, index) for index, name in enumerate(rng.choice([names, other]))]
+        columns += [(f"extra{number}", None) for number in range(extra)]
+        rng.shuffle(columns)
+        lines = [",".join(name for name, _ in columns)]
+        for row in ROWS:
+            cells = ["x 1" if index is None else _text(row[index]) for _, index in columns]
+            lines.append(",".join(cells))
+        path = tmp_path / "trades.csv"
+        path.write_text("\n".join(lines) + "\n")
+        check(path)
+
+
+def test_quotes_and_commas_within_them_are_read(tmp_path):
+    """As csv has them: around every cell, and a column of words beside those of the trade."""
+    lines = [f'{HEADER},"a note"'] + [
+        ",".join(f'"{_text(cell)}"' for cell in row) + ',"one, two"' for row in ROWS
+    ]
+    path = tmp_path / "trades.csv"
+    path.write_text("\n".join(lines))
+    check(path)
+    path.write_text("\n".join(line.removesuffix(',"one, two"') for line in lines[1:]))
+    check(path)
+
+
+@pytest.mark.parametrize("text", [futures(), spot(), "[]"])
+def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path, text):
+    """As spreadsheets write one."""
+    path = tmp_path / "trades.csv"
+    path.write_bytes(b"\xef\xbb\xbf" + text.encode())
+    if text == "[]":
+        with pytest.raises(DamagedDataError, match="holds no trades"):
+            replay(path)
+        return
+    check(path)
+
+
+@pytest.mark.parametrize("name", ["price", "transact_time"])
+def test_two_columns_of_one_meaning_are_refused(tmp_path, name):
+    """Which one is meant?"""
+    path = tmp_path / "trades.csv"
+    path.write_text(futures().replace(HEADER, f"{HEADER},{name}"))
+    with pytest.raises(DamagedDataError, match="two columns of its header mean"):
+        replay(path)
+
+
+KLINE = "1719792000000,1,2,1,2,10,1719792059999,15,7,5,7,0"
+KLINE_HEADER = (
+    "open_time,open,high,low,close,volume,close_time,quote_volume,count,taker_buy_volume,"
+    "taker_buy_quote_volume,ignore"
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (f"{KLINE_HEADER}\n{KLINE}\n", "is a klines file"),
+        (f"{KLINE}\n", "is a klines file"),
+        ("id,price,qty,quote_qty,time,is_buyer_maker\n1,1,1,1,1719792000000,true\n", "raw trades"),
+        ("1,1,1,1,1719792000000,true\n", "raw trades"),
+        ("1,1,1,1,1719792000000,true,true\n", "raw trades"),
+        (HEADER.replace("price", "prize") + "\n", "its header lacks price"),
+        (futures().replace(",", ";"), "not separated by commas"),
+        (futures().replace(",", "\t"), "not separated by commas"),
+        ("nothing of the kind\n", "no aggregate trade"),
+    ],
+)
+def test_a_file_of_something_else_is_told_for_what_it_is(tmp_path, text, words):
+    """Bars, raw trades, another separator."""
+    path = tmp_path / "file.csv"
+    path.write_text(text)
+    with pytest.raises(DamagedDataError, match=words):
+        replay(path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32"])
+def test_text_that_is_not_utf8_is_told(tmp_path, encoding):
+    """Saved as "Unicode text"."""
+    path = tmp_path / "file.csv"
+    path.write_bytes(futures().encode(encoding))
+    with pytest.raises(DamagedDataError, match="save it as csv in UTF-8"):
+        replay(path)
+
+
+def test_what_systems_leave_in_a_zip_is_passed_over(tmp_path):
+    """__MACOSX, .DS_Store, checksums, folders."""
+    path = tmp_path / "trades.zip"
+    with zipfile.ZipFile(path, "w") as folder:
+        folder.mkdir("in")
+        folder.writestr("__MACOSX/._trades.csv", b"\0\5\x16\7junk")
+        folder.writestr("in/.DS_Store", b"junk")
+        folder.writestr("in/Thumbs.db", b"junk")
+        folder.writestr("in/trades.csv", futures())
+        folder.writestr("in/trades.zip.CHECKSUM", "0123  trades.zip")
+    check(path)
+
+
+@pytest.mark.parametrize(
+    ("column", "cell", "words"),
+    [
+        (1, "1,05E+02", "columns instead of"),
+        (1, "1.05E+02", "price is '1.05E\\+02', shortened by a spreadsheet"),
+        (5, "1.71979E+12", "time is '1.71979E\\+12', shortened by a spreadsheet"),
+        (5, "2024-07-01 00:00", "time is '2024-07-01 00:00'"),
+        (5, "0", "before 2017 or after 2100"),
+        (5, "1719792000", "before 2017 or after 2100"),
+        (5, "9" * 15, "after 2100"),
+        (2, "", "quantity is ''"),
+        (0, "9" * 20, "id is beyond 63 bits"),
+        (4, "9" * 20, "last id is beyond 63 bits"),
+        (6, "WAHR", "buyer is maker is 'WAHR'"),
+        (6, "#REF!", "buyer is maker is '#REF!'"),
+    ],
+)
+def test_what_a_spreadsheet_has_damaged_is_refused(tmp_path, column, cell, words):
+    """With the line and the reason, in the archive's order and in another."""
+    for order in (range(7), reversed(range(7))):
+        order = list(order)
+        lines = [",".join(HEADER.split(",")[index] for index in order)]
+        for number, row in enumerate(ROWS):
+            cells = [_text(value) for value in row]
+            if number == 2:
+                cells[column] = cell
+            lines.append(",".join(cells[index] for index in order))
+        path = tmp_path / "trades.csv"
+        path.write_text("\n".join(lines))
+        with pytest.raises(DamagedDataError, match=f"line 4 is no aggregate trade.*{words}"):
+            replay(path)
+
+
+def test_a_line_without_end_is_refused(tmp_path, monkeypatch):
+    """It is never held in memory as a whole."""
+    monkeypatch.setattr(archive, "LINE_BYTES_MAX", 1_000)
+    monkeypatch.setattr(archive, "CHUNK_BYTES", 4_096)
+    path = tmp_path / "trades.csv"
+    path.write_bytes(futures().encode() + b"1" * 100_000)
+    with pytest.raises(DamagedDataError, match="line 6 has no end"):
+        replay(path)
+
+
+def test_a_time_that_is_wrong_by_years_makes_no_bars_of_all_its_minutes(tmp_path):
+    """It is told instead."""
+    path = tmp_path / "trades.csv"
+    path.write_text(
+        futures([*ROWS, (104, "1", "1", 511, 511, DAY + 5 * 366 * 1_440 * MINUTE, True)])
+    )
+    with pytest.raises(DamagedDataError, match="more than 1000 days after"):
+        replay(path)
+
+
+# -- Order, and what is told -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_any_order_gives_the_same_bars(tmp_path, monkeypatch, seed):
+    """Shuffled, doubled, in runs and slices of a few rows, numbers of any length among them."""
+    monkeypatch.setattr(sorting, "RUN_ROWS", 64)
+    monkeypatch.setattr(sorting, "SLICE_ROWS", 32)
+    monkeypatch.setattr(sorting, "MARK_EVERY", 4)
+    monkeypatch.setattr(archive, "CHUNK_BYTES", 700)
+    rng = random.Random(seed)
+    rows, at = [], DAY
+    for number in range(1_000, 1_600):
+        at += rng.randrange(4_000)
+        decimals = rng.choice((0, 1, 2, 2, 2, 9 if seed % 2 else 1))
+        price = f"{Decimal(rng.randrange(1, 10**7)).scaleb(-decimals):f}"
+        if seed > 3 and not rng.randrange(40):
+            price = f"12345678901.{rng.randrange(1, 10**9):09}"
+        rows.append((number, price, f"{rng.randrange(1, 999)}.5", number, number, at, True))
+    path = tmp_path / "trades.csv"
+    path.write_text(futures(rows))
+    want = replay(path, "1m", "5m")[1]
+    doubled = rows + rng.sample(rows, 100)
+    rng.shuffle(doubled)
+    path.write_text(futures(doubled))
+    report, got = replay(path, "1m", "5m")
+    assert list(map(_values, got)) == list(map(_values, want))
+    assert (report.rows, report.trades, report.duplicates) == (700, 600, 100)
+    assert (report.was_sorted, report.gaps, report.suspect_minutes) == (True, 0, 0)
+
+
+def _values(row):
+    """A bar without how many zeros end its numbers: that goes by what was read together."""
+    words = {"symbol", "interval", "source"}
+    return {name: text if name in words else Decimal(text) for name, text in row.items()}
+
+
+def test_one_row_for_ever_takes_no_room(tmp_path, monkeypatch):
+    """Repeats are dropped before they are gathered in a slice."""
+    monkeypatch.setattr(sorting, "RUN_ROWS", 64)
+    path = tmp_path / "trades.csv"
+    path.write_text(futures([ROWS[1], *[ROWS[0]] * 5_000, *ROWS[2:]]))
+    report, _ = replay(path)
+    assert (report.rows, report.trades, report.duplicates) == (5_003, 4, 4_999)
+    check(path)
+
+
+def test_gaps_and_missing_ids_are_counted(tmp_path):
+    """Each jump, and how many are missing in all; sorted or not."""
+    rows = [(a + 7 * (a > 101) + 3 * (a > 102), *rest) for a, *rest in ROWS]
+    for order in (rows, rows[::-1]):
+        path = tmp_path / "trades.csv"
+        path.write_text(futures(order))
+        report, _ = replay(path)
+        assert (report.gaps, report.missing_ids) == (2, 10)
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        (ROWS, "X: 4 rows, 4 trades, 5 bars\n"),
+        (sorted(ROWS * 2), "4 repeats"),
+        (ROWS[::-1], "rows not in order of their ids: sorted"),
+        ([*ROWS[:3], (104, *ROWS[3][1:])], "1 ids missing, in 1 gaps; 4 suspect minutes"),
+        ([*ROWS, (105, "0", "0", -1, -1, DAY, True)], "1 rows skipped"),
+    ],
+)
+def test_what_was_read_is_told(tmp_path, capsys, rows, words):
+    """One line on stderr, with counts; stdout holds the bars."""
+    path = tmp_path / "trades.csv"
+    path.write_text(futures(rows))
+    assert cli.execute(["replay", str(path), "--symbol", "X"]) == 0
+    shown = capsys.readouterr()
+    assert words in shown.err
+    assert shown.err.count("\n") == 1
+    assert len(shown.out.splitlines()) == 6
 
 
 # -- Bad input ------------------------------------------------------------------------------------

@@ -9,7 +9,8 @@ import click
 
 from klagg_trio.commands.output import whole_file
 from klagg_trio.core.intervals import INTERVALS, select
-from klagg_trio.replay import run_replay
+from klagg_trio.core.plain import plain
+from klagg_trio.replay import ReplayReport, run_replay
 
 
 def run_command(file: str, *, symbol: str | None, intervals: str, out: str | None) -> int:
@@ -20,11 +21,30 @@ def run_command(file: str, *, symbol: str | None, intervals: str, out: str | Non
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--intervals") from error
     if out is None:
-        run_replay(Path(file), symbol=symbol, intervals=names, out=sys.stdout)
+        _tell(run_replay(Path(file), symbol=symbol, intervals=names, out=sys.stdout))
         return 0
     with (
         whole_file(out, apart=[Path(file)]) as part,
         part.open("w", encoding="utf-8", newline="") as target,
     ):
-        run_replay(Path(file), symbol=symbol, intervals=names, out=target)
+        report = run_replay(Path(file), symbol=symbol, intervals=names, out=target)
+    _tell(report)
     return 0
+
+
+def _tell(report: ReplayReport) -> None:
+    """Say what was read, and whatever a person should know of it before using the bars."""
+    noted = [
+        f"{count:,} {words}"
+        for count, words in (
+            (report.duplicates, "repeats, each used once"),
+            (report.skipped, "rows skipped, struck out by the archive itself"),
+            (report.missing_ids, f"ids missing, in {report.gaps:,} gaps"),
+            (report.suspect_minutes, "suspect minutes"),
+        )
+        if count
+    ]
+    if report.was_sorted:
+        noted.append("rows not in order of their ids: sorted")
+    line = f"{report.symbol}: {report.rows:,} rows, {report.trades:,} trades, {report.bars:,} bars"
+    click.echo(f"klagg: {plain('; '.join([line, *noted]))}", err=True)

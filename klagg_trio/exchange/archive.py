@@ -1,20 +1,23 @@
 """Recorded aggregate trades: the archive's csv files, and lists of JSON objects, as trades.
 
 What the exchange publishes differs by market and year: with and without a header line, seven
-columns or eight, `true` or `True`, milliseconds or, for spot from 2025 on, microseconds. Rows that
-the archive itself has struck out (price and quantity 0, or ids of -1) are skipped and counted.
+columns or eight, `true` or `True`, milliseconds or, for spot from 2025 on, microseconds. Where
+there is a header it says which column is what (`layout.py`). Rows that the archive itself has
+struck out (price and quantity 0, or ids of -1) are skipped and counted.
 
 A chunk of csv is read in the fastest of three ways that it allows, all by the same rules:
 
 - to columns (`_Columns`), all of its numbers at once, where each row is a trade of plain numbers of
   at most 16 characters;
-- to single trades, by making one JSON text of it with three replacements and one decoder call;
+- to single trades, by making one JSON text of it with three replacements and one decoder call,
+  where the columns are in the archive's own order;
 - line by line, which finds the line to complain about.
 """
 
 from __future__ import annotations
 
 import gzip
+import lzma
 import re
 import zipfile
 import zlib
@@ -42,8 +45,22 @@ from klagg_trio.core.columns import (
     Units,
 )
 from klagg_trio.core.errors import DamagedDataError, StoreError
+from klagg_trio.core.plain import plain
 from klagg_trio.core.trade import Trade
 from klagg_trio.exchange.digits import DIGITS_MAX, parse_numbers, rescale, word, words_of
+from klagg_trio.exchange.layout import (
+    BYTE_ORDER_MARK,
+    MICROSECONDS_FROM,
+    NUMBER_LENGTH_MAX,
+    TIME_MS_MAX,
+    TIME_MS_MIN,
+    WHOLE_MAX,
+    Layout,
+    flaw_of,
+    in_ms,
+    read_layout,
+    split_row,
+)
 
 Batch = list[Trade] | TradeColumns
 
@@ -53,25 +70,23 @@ CHUNK_BYTES: Final = 1 << 20
 COLUMNS_FROM_BYTES: Final = 8 * 1024
 """Chunks below this cost more as columns than they save."""
 
-MICROSECONDS_FROM: Final = 10**14
-"""A time above this is in microseconds: as milliseconds it would lie beyond the year 5000."""
-
-NUMBER_LENGTH_MAX: Final = 40
-"""As on the wire. The longest number seen has 20 characters."""
+LINE_BYTES_MAX: Final = 64 * 1024
+"""A row has some hundred."""
 
 _ZEROED: Final = bytes.maketrans(b"123456789.", b"0000000000")
 _TOO_LONG: Final = b"0" * (NUMBER_LENGTH_MAX + 1)
-_HEADER_START: Final = re.compile(rb"[A-Za-z_\"]")
-_ROW: Final = re.compile(
-    rb"(-?\d+),(\d+(?:\.\d+)?),(\d+(?:\.\d+)?),(-?\d+),(-?\d+),(\d+),(true|false)"
-    rb"(?:,(?:true|false))?",
-    re.IGNORECASE,
-)
 _TRUE, _FALSE = (np.uint64(word(text)) for text in (b"true", b"false"))
 _FOUR_BYTES, _FIVE_BYTES = (np.uint64((1 << 8 * count) - 1) for count in (4, 5))
 _LOWER_FIRST: Final = np.uint64(0x20)
 _COMPRESSED: Final = {b"\x1f\x8b": "gz", b"PK": "zip"}
-_TROUBLE: Final = (zipfile.BadZipFile, gzip.BadGzipFile, EOFError, zlib.error)
+_TROUBLE: Final = (
+    *(zipfile.BadZipFile, gzip.BadGzipFile, EOFError, zlib.error, lzma.LZMAError),
+    NotImplementedError,  # a way of compressing that zipfile does not know
+)
+_JUNK: Final = re.compile(
+    r"(^|/)(__MACOSX/|\._|\.DS_Store$|Thumbs\.db$|desktop\.ini$)|/$|\.CHECKSUM$", re.IGNORECASE
+)
+"""What systems and people leave in a zip beside the file that it is for."""
 
 
 class ArchiveTrade(msgspec.Struct, array_like=True, gc=False):
@@ -129,19 +144,25 @@ def read_batches(path: Path, symbol: str, counts: RowCounts) -> Iterator[Batch]:
     try:
         with ExitStack() as stack:
             source = _open(path, stack)
-            first = source.read(CHUNK_BYTES)
+            first = source.read(CHUNK_BYTES).removeprefix(BYTE_ORDER_MARK)
             if first.lstrip()[:1] in (b"[", b"{"):
                 rows = _read_json(path, first + source.read(), made)
                 yield cast("list[Trade]", _clean(rows, counts))
                 return
-            columns = _Columns(symbol)
-            for number, chunk in _whole_lines(source, first):
+            line, newline, rest = first.lstrip(b"\r\n").partition(b"\n")
+            layout, has_header = read_layout(path, line) if line else (Layout(), False)
+            skipped = 0
+            if has_header:
+                skipped = first[: len(first) - len(rest)].count(b"\n") if newline else 1
+                first = rest or (source.read(CHUNK_BYTES) if newline else b"")
+            columns = _Columns(symbol, layout)
+            for number, chunk in _whole_lines(path, source, first, 1 + skipped):
                 burst = columns.read(chunk) if len(chunk) >= COLUMNS_FROM_BYTES else None
                 if burst is not None:
                     counts.rows += len(burst)
                     yield burst
                     continue
-                rows = _read_lines(path, number, chunk, made)
+                rows = _read_lines(path, number, chunk, made, layout)
                 yield cast("list[Trade]", _clean(rows, counts))
     except _TROUBLE as error:
         raise DamagedDataError(f"{path} is cut short or damaged: {error}") from error
@@ -159,25 +180,31 @@ def _open(path: Path, stack: ExitStack) -> IO[bytes]:
     if kind != "zip":
         return raw
     folder = stack.enter_context(zipfile.ZipFile(raw))
-    names = [name for name in folder.namelist() if not name.endswith("/")]
-    if len(names) != 1:
-        raise DamagedDataError(f"{path} holds {len(names)} files; one of trades is expected")
-    return stack.enter_context(folder.open(names[0]))
+    files = [each for each in folder.infolist() if not _JUNK.search(each.filename)]
+    if len(files) != 1:
+        names = plain(", ".join(each.filename for each in files[:5]), 200)
+        raise DamagedDataError(
+            f"{path} holds {len(files)} files ({names}); one of trades is expected"
+        )
+    if files[0].flag_bits & 1:
+        raise DamagedDataError(f"{path} is encrypted; unpack it first")
+    return stack.enter_context(folder.open(files[0]))
 
 
-def _whole_lines(source: IO[bytes], first: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield chunks of whole lines without the header, each with the number of its first line."""
-    number, rest = 1, b""
+def _whole_lines(
+    path: Path, source: IO[bytes], first: bytes, number: int
+) -> Iterator[tuple[int, bytes]]:
+    """Yield chunks of whole lines, each with the number of its first line."""
+    rest = b""
     chunk = first
-    if _HEADER_START.match(chunk):
-        chunk = chunk.partition(b"\n")[2]
-        number += 1
     while chunk:
         lines, newline, tail = (rest + chunk).rpartition(b"\n")
         if newline:
             yield number, lines
             number += lines.count(b"\n") + 1
         rest = tail
+        if len(rest) > LINE_BYTES_MAX + CHUNK_BYTES:
+            raise DamagedDataError(f"{path}: line {number} has no end: this is no csv of trades")
         chunk = source.read(CHUNK_BYTES)
     if rest:
         yield number, rest
@@ -186,9 +213,10 @@ def _whole_lines(source: IO[bytes], first: bytes) -> Iterator[tuple[int, bytes]]
 class _Columns:
     """Reads chunks of plain rows of one symbol as columns."""
 
-    def __init__(self, symbol: str) -> None:
+    def __init__(self, symbol: str, layout: Layout) -> None:
         """Know of no decimals yet."""
         self._symbol = symbol
+        self._layout = layout
         self._decimals = np.zeros(2, np.int64)
         """Most that were seen in a price and in a quantity."""
         self._units = self._make_units()
@@ -205,15 +233,21 @@ class _Columns:
         newlines = (octets == ord("\n")).nonzero()[0]
         commas = (octets == ord(",")).nonzero()[0]
         width, rest = divmod(len(commas), len(newlines))
-        if rest or width not in (6, 7):
+        if rest or not self._layout.allows(width + 1):
             return None
         commas = np.ascontiguousarray(commas.reshape(-1, width).T)
         starts = np.append(DIGITS_MAX, newlines[:-1] + 1)
-        begin = np.stack((commas[0], commas[1], starts - 1, commas[2], commas[3], commas[4])) + 1
-        stop = np.stack((commas[1], commas[2], commas[0], commas[3], commas[4], commas[5]))
-        ends = [*commas[6:], newlines]
+        if (commas[0] < starts).any() or (commas[-1] > newlines).any():
+            return None  # a row has more than its share of commas, and another one less
+        begins = [starts, *(commas + 1)]
+        ends = [*commas, newlines]
+        place = self._layout.columns
+        order = [place[field] for field in (1, 2, 0, 3, 4, 5)]
+        begin = np.stack([begins[column] for column in order])
+        stop = np.stack([ends[column] for column in order])
         truths = [
-            _truths(data, start + 1, end) for start, end in zip(commas[5:], ends, strict=True)
+            _truths(data, begins[column], ends[column])
+            for column in (place[6], *range(7, width + 1 if self._layout.width is None else 7))
         ]
         parsed = parse_numbers(data, begin, stop, fractions=2)
         if parsed is None or any(truth is None for truth in truths):
@@ -227,8 +261,11 @@ class _Columns:
         counts = table[PRICE].all() and table[QUANTITY].all()
         if not counts or (table[FIRST_ID] > table[LAST_ID]).any():
             return None  # struck out
-        if table[TIME_MS].max() >= MICROSECONDS_FROM:
-            table[TIME_MS] //= np.where(table[TIME_MS] >= MICROSECONDS_FROM, 1000, 1)
+        times = table[TIME_MS]
+        if times.max() >= MICROSECONDS_FROM:
+            times //= np.where(times >= MICROSECONDS_FROM, 1000, 1)
+        if times.min() < TIME_MS_MIN or times.max() >= TIME_MS_MAX:
+            return None  # no times: told with the line
         return TradeColumns(self._units, np.zeros(len(starts), np.int16), table)
 
     def _scale(self, numbers: Integers, decimals: Integers, length: Integers) -> bool:
@@ -252,26 +289,37 @@ def _truths(data: bytes, begin: Integers, stop: Integers) -> Booleans | None:
 
 
 def _read_lines(
-    path: Path, number: int, chunk: bytes, made: type[ArchiveTrade]
+    path: Path, number: int, chunk: bytes, made: type[ArchiveTrade], layout: Layout
 ) -> list[ArchiveTrade]:
     """Read one chunk of rows: all at once where it is plain, else line by line."""
     if b"\r" in chunk:
         chunk = chunk.replace(b"\r\n", b"\n").removesuffix(b"\r")
     text = chunk.replace(b"True", b"true").replace(b"False", b"false")
-    if _is_plain(text):
+    if layout.is_usual and _is_plain(text):
         try:
-            return msgspec.json.decode(
+            rows: list[ArchiveTrade] = msgspec.json.decode(
                 b"[[" + text.replace(b"\n", b"],[") + b"]]",
                 type=list[made],  # type: ignore[valid-type]
             )
         except msgspec.MsgspecError:
             pass  # line by line then
+        else:
+            if all(map(_is_bounded, rows)):
+                return rows
     rows = []
     for line in text.split(b"\n"):
         if line:
-            rows.append(_read_line(path, number, line, made))
+            rows.append(_read_line(path, number, line, made, layout))
         number += 1
     return rows
+
+
+def _is_bounded(row: ArchiveTrade) -> bool:
+    """Whether the whole numbers of a row are such as `flaw_of` lets pass."""
+    return (
+        TIME_MS_MIN <= in_ms(row.time_ms) < TIME_MS_MAX
+        and max(row.id, row.last_id, -row.id, -row.first_id) <= WHOLE_MAX
+    )
 
 
 def _is_plain(text: bytes) -> bool:
@@ -284,24 +332,25 @@ def _is_plain(text: bytes) -> bool:
     return text.count(b",") in (6 * lines, 7 * lines)
 
 
-def _read_line(path: Path, number: int, line: bytes, made: type[ArchiveTrade]) -> ArchiveTrade:
+def _read_line(
+    path: Path, number: int, line: bytes, made: type[ArchiveTrade], layout: Layout
+) -> ArchiveTrade:
     """Read one row, looking at everything."""
-    match = _ROW.fullmatch(line)
-    if match is None or max(map(len, match.groups())) > NUMBER_LENGTH_MAX:
-        shown = line[:80].decode("utf-8", "replace")
-        raise DamagedDataError(
-            f"{path}: line {number} is no aggregate trade: {shown!r}; expected are"
-            " id, price, quantity, first id, last id, time, buyer is maker"
-        )
-    trade_id, price, quantity, first_id, last_id, time_ms, maker = match.groups()
+    cells = split_row(line.decode("utf-8", "replace"))
+    if flaw := flaw_of(cells, layout):
+        shown = plain(line[:200].decode("utf-8", "replace"), 80)
+        raise DamagedDataError(f"{path}: line {number} is no aggregate trade: {shown!r}: {flaw}")
+    trade_id, price, quantity, first_id, last_id, time_ms, maker = (
+        cells[column] for column in layout.columns
+    )
     return made(
         int(trade_id),
-        Decimal(price.decode()),
-        Decimal(quantity.decode()),
+        Decimal(price),
+        Decimal(quantity),
         int(first_id),
         int(last_id),
         int(time_ms),
-        maker.lower() == b"true",
+        maker.lower() == "true",
     )
 
 
@@ -320,7 +369,7 @@ def _read_json(path: Path, text: bytes, made: type[ArchiveTrade]) -> list[Archiv
 def _from_info(path: Path, number: int, row: _Info, made: type[ArchiveTrade]) -> ArchiveTrade:
     line = f"{row.id},{row.price},{row.quantity},{row.first_id},{row.last_id},{row.time_ms},"
     line += str(row.buyer_is_maker)
-    return _read_line(path, number, line.encode(), made)
+    return _read_line(path, number, line.encode(), made, Layout())
 
 
 _id: Final[Callable[[ArchiveTrade], int]] = attrgetter("id")
