@@ -45,7 +45,7 @@ from klagg_trio.store.thread import RunInThread
 from klagg_trio.tick import Grace, MinuteClock, ServerClock, run_resync, run_sentinel
 from klagg_trio.vitals import ShardVitals, SymbolVitals, Vitals
 from klagg_trio.worker import run_worker
-from klagg_trio.writer import Writer
+from klagg_trio.writer import OnCommit, Writer
 
 SUBSCRIPTIONS_MAX: Final = 64
 """Listings come one by one; discovery waits where the feeds lag behind."""
@@ -103,7 +103,14 @@ class App:
     """The parts of a running klagg, for reading. `run_app` makes and runs it."""
 
     def __init__(
-        self, settings: Settings, edge: Edge, database: Database, start: StartState, data_dir: Path
+        self,
+        settings: Settings,
+        edge: Edge,
+        database: Database,
+        start: StartState,
+        data_dir: Path,
+        *,
+        on_commit: OnCommit | None = None,
     ) -> None:
         """Build every part; nothing runs and nothing is connected yet."""
         intervals = select(settings.intervals)
@@ -161,6 +168,7 @@ class App:
             snapshot_path=data_dir / "initial_state.cbor",
             intervals=names,
             run_in_thread=edge.run_in_thread,
+            on_commit=on_commit,
         )
         self.silence = self._make_silence_watch()
         self.repair = self._make_repair()
@@ -383,13 +391,15 @@ async def run_app(
     start: StartState,
     stop: trio.Event,
     watch: Watch | None = None,
+    on_commit: OnCommit | None = None,
     task_status: trio.TaskStatus[App] = trio.TASK_STATUS_IGNORED,
 ) -> RunReport:
     """Run klagg from a start state until `stop` is set. Raises what ends it otherwise.
 
     `watch` is the dashboard or the status line: an async function that is given `App.read`.
+    `on_commit` is told what each transaction made durable.
     """
-    app = App(settings, edge, database, start, settings.data_dir)
+    app = App(settings, edge, database, start, settings.data_dir, on_commit=on_commit)
     await app.clock.sync()
     async with trio.open_nursery() as line:
         line.start_soon(app.writer.run)

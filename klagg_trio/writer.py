@@ -48,6 +48,10 @@ EVENTS_KEPT: Final = 200
 RETRY_PAUSES_S: Final = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0, 30.0)
 """Two minutes in all: enough to make room on a full disk, and for the feeds to stay open."""
 
+OnCommit = Callable[[int | None, Sequence[Facts]], None]
+"""Told after each commit what it made durable: its minute, or None where it was no tick's, and all
+facts in their order. It must neither block nor keep what it is given."""
+
 
 class Writer:
     """See the module's theory of operation."""
@@ -61,6 +65,7 @@ class Writer:
         snapshot_path: Path,
         intervals: tuple[str, ...],
         run_in_thread: RunInThread,
+        on_commit: OnCommit | None = None,
     ) -> None:
         """Store what `receive` delivers. `run_in_thread` runs the database's methods."""
         self._receive = receive
@@ -68,6 +73,7 @@ class Writer:
         self._snapshot_path = snapshot_path
         self._intervals = intervals
         self._run_in_thread = run_in_thread
+        self._on_commit = on_commit
         self._queues: list[deque[cmd.Record]] = [deque() for _ in range(shards)]
         self._seeds: dict[int, cmd.Seeds] = {}
         self._events: deque[Event] = deque(maxlen=EVENTS_KEPT)
@@ -120,6 +126,8 @@ class Writer:
             )
             self._last_commit_s = time.perf_counter() - started_s
             self._rows += rows
+            if self._on_commit is not None:
+                self._on_commit(batch.minute_ms, batch.facts)
             for facts in batch.facts:
                 self._events.extend(facts.events)
             if batch.minute_ms is not None:

@@ -36,8 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "nursery_app": EDGE | set(TASKS),
     # The oracle shares nothing with what it is to judge.
     "sim": {"sim"},
-    "check": {"core", "store", "sim", "nursery_app"},
-    "demo": EDGE | set(TASKS) | {"sim", "backfill", "nursery_app", "check"},
+    "demo": EDGE | set(TASKS) | {"sim", "backfill", "nursery_app", "demo"},
     "commands": {"*"},
     "interrupt": set(),
     "cli": {"core", "settings", "commands", "interrupt"},

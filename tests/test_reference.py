@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from klagg_trio.check import DemoSummary
+from klagg_trio.demo.judge import DemoSummary
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")

@@ -73,6 +73,7 @@ class Line:
     def __init__(self, tmp_path, shards=2):
         """Make it; nothing runs yet."""
         self.store = Store()
+        self.heard = []
         self.send, receive = trio.open_memory_channel(100)
         self.path = tmp_path / "initial_state.cbor"
         self.writer = Writer(
@@ -82,7 +83,13 @@ class Line:
             snapshot_path=self.path,
             intervals=("1m",),
             run_in_thread=run_inline,
+            on_commit=self.hear,
         )
+
+    def hear(self, minute_ms, told):
+        """Note what is told after a commit, and how many commits there were by then."""
+        texts = [event.text for facts in told for event in facts.events]
+        self.heard.append((minute_ms, texts, len(self.store.commits)))
 
     async def store_all(self, *records):
         """Send the records at once, close the channel, and let the writer end."""
@@ -98,6 +105,14 @@ async def test_minute_of_all_shards_is_one_commit(tmp_path):
     line = Line(tmp_path)
     commits = await line.store_all(sealed(0, 1, "a"), sealed(1, 1, "b"))
     assert commits == [(MINUTE_MS, ["a", "b"], [])]
+
+
+async def test_what_a_commit_made_durable_is_told_after_it(tmp_path, autojump_clock):
+    """Each commit is told of once it is stored, with its minute and its facts, and only then."""
+    line = Line(tmp_path, shards=1)
+    line.store.refusals = 2
+    await line.store_all(amended(0, "a"), sealed(0, 1, "b"), amended(0, "c"))
+    assert line.heard == [(MINUTE_MS, ["a", "b"], 1), (None, ["c"], 2)]
 
 
 async def test_nothing_overtakes_a_minute(tmp_path, autojump_clock):

@@ -11,11 +11,11 @@ from typing import Final
 
 import click
 
-from klagg_trio.check import DemoSummary
 from klagg_trio.commands import EXIT_FINDINGS
 from klagg_trio.commands.start import locked, wait_signal
 from klagg_trio.dashboard import run_dashboard, run_status_line
-from klagg_trio.demo import DemoOptions, run_demo
+from klagg_trio.demo.judge import DemoSummary
+from klagg_trio.demo.stage import DemoOptions, run_demo
 from klagg_trio.sim.faults import PROFILES
 
 CHECK_MINUTES: Final = 10

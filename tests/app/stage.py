@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 import trio
 
 from klagg_trio.backfill import run_backfill
-from klagg_trio.demo import START_MS, DemoOptions, connect
+from klagg_trio.demo.stage import START_MS, DemoOptions, connect
 from klagg_trio.nursery_app import App, Edge, RunReport, run_app
 from klagg_trio.settings import Settings
 from klagg_trio.sim.server import SimExchange, SimOptions

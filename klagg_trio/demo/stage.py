@@ -3,7 +3,7 @@
 Everything runs under one Trio clock. With `speed` X it runs X times as fast as the real one, over
 real loopback sockets; with infinite speed the clock jumps whenever nothing is left to do, over
 memory streams. After the time asked for the faults end, and it goes on until everything up to then
-is repaired and audited. Then the stored bars are checked (`check.py`).
+is repaired and audited. Then the stored bars are checked (`judge.py`).
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import trio
 import trio.testing
 
 from klagg_trio.backfill import run_backfill
-from klagg_trio.check import DemoSummary, Promise, check_bars, owed_bars
 from klagg_trio.core.intervals import DAY_MS, DEFAULT_INTERVALS, INTERVALS, MINUTE_MS
+from klagg_trio.demo.judge import DemoSummary, Promise, check_bars, owed_bars
 from klagg_trio.exchange.clock_probe import AsksProbe, FallbackProbe, RestProbe
 from klagg_trio.exchange.rest import HttpxRest
 from klagg_trio.exchange.stream import Dial, dial_tcp

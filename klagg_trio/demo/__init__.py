@@ -1,0 +1,1 @@
+"""`klagg demo`: a stage for simulator, backfill and run in one process, and its judge."""
