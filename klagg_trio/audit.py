@@ -172,7 +172,7 @@ class Audit:
             self._repair(series, [official[open_ms] for open_ms in wrong])
 
     async def _fetch(self, series: Series, request: Request) -> dict[int, Bar]:
-        bars = await self._rest.klines(
+        klines = await self._rest.klines(
             series.symbol,
             series.interval.name,
             start_ms=request.first_ms,
@@ -180,7 +180,7 @@ class Audit:
             limit=request.count,
             priority=Priority.AUDIT,
         )
-        return {bar.open_ms: bar for bar in bars}
+        return {bar.open_ms: bar for bar in klines.bars}
 
     def _count(self, series: Series, ours: Sequence[Bar], theirs: Sequence[Bar]) -> list[int]:
         """Add the verdicts to the report. Returns the open times of the bars to be replaced."""

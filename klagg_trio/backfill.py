@@ -570,11 +570,9 @@ class Backfill:
     async def _learn_phase(self, plan: SymbolPlan) -> None:
         """Take the symbol's 3d grid from its newest official 3d bar."""
         self._weight += 1
-        bars = await self._rest.klines(plan.symbol, "3d", limit=1, priority=Priority.BACKFILL)
-        if bars:
-            if bars[-1].open_ms % DAY_MS:
-                raise RemoteError(f"its 3d kline opens at {bars[-1].open_ms}, within a day")
-            plan.three_day_phase_ms = bars[-1].open_ms % THREE_DAYS_MS
+        klines = await self._rest.klines(plan.symbol, "3d", limit=1, priority=Priority.BACKFILL)
+        if klines.bars:
+            plan.three_day_phase_ms = klines.bars[-1].open_ms % THREE_DAYS_MS
 
     async def _fill_history(self, plan: SymbolPlan) -> None:
         """Fetch and store what a symbol lacks up to the plan's end."""
@@ -643,7 +641,7 @@ class Backfill:
         """Return the bars of one request; wait a little where the newest is not served yet."""
         for attempt in range(1 + TAIL_RETRIES):
             self._weight += request.weight
-            bars = await self._rest.klines(
+            klines = await self._rest.klines(
                 plan.symbol,
                 request.interval.name,
                 start_ms=request.first_ms,
@@ -652,9 +650,11 @@ class Backfill:
                 priority=Priority.BACKFILL,
             )
             try:
-                return checked(bars, request, plan.contract.onboard_ms)
+                return checked(klines.bars, request, plan.contract.onboard_ms)
             except RemoteError:
-                lacks_newest = bars and request.interval.end(bars[-1].end_ms) == request.end_ms
+                lacks_newest = (
+                    klines.bars and request.interval.end(klines.bars[-1].end_ms) == request.end_ms
+                )
                 if attempt == TAIL_RETRIES or not lacks_newest:
                     raise
             await trio.sleep(TAIL_PAUSE_S)

@@ -205,13 +205,13 @@ class Discovery:
     async def _kline_price(self, symbol: str) -> Decimal | None:
         """Return the newest official price of a symbol without a ticker, or None."""
         try:
-            bars = await self._rest.klines(
+            klines = await self._rest.klines(
                 symbol, MINUTE.name, limit=1, priority=Priority.DISCOVERY
             )
         except RemoteError as error:
             self._note(Event(self._now_ms(), "discovery", symbol, f"no seed price yet: {error}"))
             return None
-        return bars[-1].close if bars else None
+        return klines.bars[-1].close if klines.bars else None
 
     async def _remove(self, symbol: str, delivery_ms: int) -> None:
         """Let the shard seal and freeze the symbol, and take it off its feed."""

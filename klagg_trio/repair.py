@@ -168,7 +168,7 @@ class Repair:
         """Fetch one page of official minutes and hand the suspect ones among them to the shard."""
         self.requests += 1
         try:
-            bars = await self._rest.klines(
+            klines = await self._rest.klines(
                 symbol,
                 MINUTE.name,
                 start_ms=first_ms,
@@ -187,7 +187,7 @@ class Repair:
             return
         wanted = tuple(
             bar
-            for bar in bars
+            for bar in klines.bars
             if bar.end_ms <= self._now_ms() and state.suspects.holds(bar.open_ms)
         )
         if not wanted:
@@ -230,7 +230,7 @@ class Repair:
         key = symbol, interval
         self.requests += 1
         try:
-            bars = await self._rest.klines(
+            klines = await self._rest.klines(
                 symbol,
                 interval,
                 start_ms=wanted[0][0],
@@ -244,7 +244,7 @@ class Repair:
             return
         opens = {open_ms for open_ms, _ in wanted}
         now_ms = self._now_ms()
-        found = [bar for bar in bars if bar.open_ms in opens and bar.end_ms <= now_ms]
+        found = [bar for bar in klines.bars if bar.open_ms in opens and bar.end_ms <= now_ms]
         if not found:
             self._series_deferred_s[key] = trio.current_time() + SWEEP_RETRY_S
             return
@@ -355,7 +355,7 @@ class Auditor:
         settled_ms = MINUTE.floor(self._now_ms() - SETTLE_MS) - MINUTE_MS
         last_ms = min(settled_ms, first_ms + (AUDIT_PAGE + CHAIN_MAX - 1) * MINUTE_MS)
         try:
-            official = await self._rest.klines(
+            klines = await self._rest.klines(
                 symbol,
                 MINUTE.name,
                 start_ms=first_ms,
@@ -370,7 +370,7 @@ class Auditor:
         stored = await self._run_in_thread(
             stored_minutes, self._database_path, symbol, first_ms, last_ms
         )
-        await self._compare(symbol, official, stored, last_ms)
+        await self._compare(symbol, klines.bars, stored, last_ms)
 
     async def _compare(
         self, symbol: str, official: Sequence[Bar], stored: dict[int, Bar], last_ms: int

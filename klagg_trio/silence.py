@@ -116,7 +116,7 @@ class SilenceWatch:
         first_ms = max(MINUTE.floor(last_ms), MINUTE.floor(now_ms) - (MINUTES_MAX - 1) * MINUTE_MS)
         ours = _count(state, first_ms)
         try:
-            bars = await self._rest.klines(
+            klines = await self._rest.klines(
                 symbol,
                 MINUTE.name,
                 start_ms=first_ms,
@@ -127,7 +127,7 @@ class SilenceWatch:
             self._deferred_s[symbol] = trio.current_time() + LOOK_S
             self._note(Event(now_ms, "check failed", symbol, str(error)))
             return
-        later = [bar for bar in bars if bar.open_ms > first_ms or ours is not None]
+        later = [bar for bar in klines.bars if bar.open_ms > first_ms or ours is not None]
         missing = sum(bar.count for bar in later) - (ours or 0)
         await trio.sleep(self._silence_ms / 1_000 * ARRIVAL_SHARE)
         if missing <= 0 or state.last_trade_ms != last_ms:

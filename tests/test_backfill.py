@@ -44,6 +44,7 @@ from klagg_trio.core.intervals import (
     THREE_DAY_PHASE_MS,
 )
 from klagg_trio.exchange import wire
+from klagg_trio.exchange.validate import sift
 from klagg_trio.settings import Settings
 from klagg_trio.store.start_snapshot import read_snapshot
 
@@ -84,7 +85,13 @@ class Market:
             "close": prices[1],
             "high": max(prices),
             "low": min(prices),
-            "sums": (volume, volume * prices[2], draw.randrange(1, 99), volume / 4, volume / 8),
+            "sums": (
+                volume,
+                volume * prices[2],
+                draw.randrange(1, 99),
+                volume / 4,
+                volume / 4 * prices[2],
+            ),
         }
 
     def kline(self, open_ms, end_ms):
@@ -93,7 +100,8 @@ class Market:
         inside = self.minutes[begin : bisect.bisect_left(self._opens, end_ms)]
         if not inside:
             flat = self.minutes[begin - 1]["close"] if begin else Decimal(10)
-            return (flat, flat, flat, flat, 0, 0, 0, 0, 0)
+            zero = Decimal(0)
+            return (flat, flat, flat, flat, zero, zero, 0, zero, zero)
         sums = tuple(sum(column) for column in zip(*(m["sums"] for m in inside), strict=True))
         return (
             inside[0]["open"],
@@ -173,7 +181,8 @@ class Exchange:
                     opens.append(open_ms)
                 open_ms = grid.end(open_ms)
         bars = [market.bar(grid, open_ms, now_ms) for open_ms in opens]
-        return self.spoil(symbol, interval, bars)
+        bars = self.spoil(symbol, interval, bars)
+        return sift(bars, INTERVALS[interval], first_ms=start_ms, last_ms=end_ms)
 
     @property
     def weight(self):

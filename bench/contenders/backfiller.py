@@ -136,9 +136,10 @@ async def page(options: argparse.Namespace, rest: HttpxRest, now_ms: int) -> int
     for contract in info[: options.symbols]:
         at_ms = now_ms - days * DAY_MS
         while at_ms < now_ms:
-            some = await rest.klines(
+            page = await rest.klines(
                 contract.symbol, "1m", start_ms=at_ms, limit=limit, priority=Priority.BACKFILL
             )
+            some = page.bars
             bars += len(some)
             if len(some) < limit:
                 break

@@ -23,12 +23,12 @@ from bench.market import MINUTE_MS, Capture, capture
 from bench.measure import percentile
 from klagg_trio import nursery_app
 from klagg_trio.commands.run import freeze_start_state
-from klagg_trio.core.bar import Bar
 from klagg_trio.core.intervals import INTERVALS
 from klagg_trio.core.seed import StartState
 from klagg_trio.exchange import wire
 from klagg_trio.exchange.rest import RestStatistics
 from klagg_trio.exchange.stream import dial_tcp
+from klagg_trio.exchange.validate import Klines
 from klagg_trio.exchange.weight import WeightGate
 from klagg_trio.settings import Settings
 from klagg_trio.store.database import NEVER_MS, Database
@@ -59,9 +59,9 @@ class Outside:
             for symbol in self._source.symbols
         ]
 
-    async def klines(self, symbol: str, interval: str, **_: object) -> list[Bar]:
+    async def klines(self, symbol: str, interval: str, **_: object) -> Klines:
         await trio.lowlevel.checkpoint()
-        return []
+        return Klines()
 
     async def agg_trades(self, symbol: str, **_: object) -> list[wire.AggTrade]:
         await trio.lowlevel.checkpoint()

@@ -34,14 +34,15 @@ import stamina
 import stamina.instrumentation
 import trio
 
-from klagg_trio.core.bar import Bar
 from klagg_trio.core.errors import BannedError, RemoteError
+from klagg_trio.core.intervals import INTERVALS
 from klagg_trio.core.plain import plain, plain_body
 from klagg_trio.exchange import wire
 from klagg_trio.exchange.address import parse_address
 from klagg_trio.exchange.body import ACCEPTED, read_body
 from klagg_trio.exchange.proxy import Proxy, refused, unreachable
 from klagg_trio.exchange.tls import default_context, network_reason
+from klagg_trio.exchange.validate import Klines
 from klagg_trio.exchange.weight import PAUSE_S_MAX, Priority, WeightGate
 
 __all__ = ["HttpxRest", "Priority", "Rest", "RestStatistics", "klines_weight"]
@@ -119,7 +120,7 @@ class Rest(Protocol):
         end_ms: int | None = None,
         limit: int,
         priority: Priority,
-    ) -> list[Bar]:
+    ) -> Klines:
         """Return official bars by open time, both ends inclusive, the one still open included."""
         ...
 
@@ -237,7 +238,7 @@ class HttpxRest:
         end_ms: int | None = None,
         limit: int,
         priority: Priority,
-    ) -> list[Bar]:
+    ) -> Klines:
         """Return official bars by open time, both ends inclusive, the one still open included."""
         query: dict[str, str | int | None] = {
             "symbol": symbol,
@@ -246,9 +247,8 @@ class HttpxRest:
             "endTime": end_ms,
             "limit": limit,
         }
-        return wire.decode_klines(
-            await self._get("/fapi/v1/klines", query, klines_weight(limit), priority)
-        )
+        body = await self._get("/fapi/v1/klines", query, klines_weight(limit), priority)
+        return wire.decode_klines(body, INTERVALS[interval], first_ms=start_ms, last_ms=end_ms)
 
     async def agg_trades(
         self,

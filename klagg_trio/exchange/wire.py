@@ -15,7 +15,7 @@ Everything raised here for what the exchange sent is RemoteError.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Annotated, Any, Final, TypeVar
@@ -25,6 +25,8 @@ import msgspec
 from klagg_trio.core.bar import Bar, Source
 from klagg_trio.core.columns import TradeColumns
 from klagg_trio.core.errors import RemoteError
+from klagg_trio.core.intervals import Interval
+from klagg_trio.exchange.validate import TIME_MS_MAX, Klines, RefusedRow, sift
 
 PLAIN: Final = re.compile(r"[0-9]+(\.[0-9]+)?")
 """The only form of a number, all of the text."""
@@ -35,8 +37,8 @@ NUMBER_LENGTH_MAX: Final = 40
 SYMBOL_LENGTH_MAX: Final = 40
 """The longest symbol seen has 17 characters."""
 
-TIME_MS_MAX: Final = 2**53 - 1
-"""The largest integer that JSON carries safely everywhere."""
+KLINES_BYTES_MAX: Final = 2**20
+"""A page of klines: 1,500 rows, the most that can be asked for, have 300 kB."""
 
 USD_M: Final = 1
 """`st` of our market; 2 is coin-margined."""
@@ -401,6 +403,7 @@ _exchange_info_decoder = msgspec.json.Decoder(_ExchangeInfo)
 _contract_decoder = msgspec.json.Decoder(Contract)
 _server_time_decoder = msgspec.json.Decoder(_ServerTime)
 _klines_decoder = msgspec.json.Decoder(list[_KlineRow])
+_kline_decoder = msgspec.json.Decoder(_KlineRow)
 _agg_trades_decoder = msgspec.json.Decoder(list[_AggTradeRow])
 _tickers_decoder = msgspec.json.Decoder(list[_TickerRow])
 _error_decoder = msgspec.json.Decoder(_ErrorBody)
@@ -439,23 +442,59 @@ def decode_server_time(body: bytes) -> int:
     return _decoded(_server_time_decoder, body, "server time").server_ms
 
 
-def decode_klines(body: bytes) -> list[Bar]:
-    """Return official bars, in the order of the answer, the one that still runs included."""
-    return [_bar_of(row) for row in _decoded(_klines_decoder, body, "klines")]
+def decode_klines(
+    body: bytes, interval: Interval, *, first_ms: int | None = None, last_ms: int | None = None
+) -> Klines:
+    """Return the official bars of an answer, the one that still runs included, and what is refused.
+
+    RemoteError only where the answer is no list of rows at all. The times are those asked for.
+    """
+    if len(body) > KLINES_BYTES_MAX:
+        raise RemoteError(f"an answer of {len(body):,} bytes is no page of klines")
+    return sift(_kline_rows(body), interval, first_ms=first_ms, last_ms=last_ms)
+
+
+def _kline_rows(body: bytes) -> Iterator[Bar | RefusedRow]:
+    """Yield the rows of an answer: each as a bar, or why it is none."""
+    try:
+        rows = _klines_decoder.decode(body)
+    except _MALFORMED:
+        # Something is wrong with one of them at least: one by one, then.
+        for raw in _decoded(_rows_decoder, body, "klines"):
+            try:
+                yield _checked(_decoded(_kline_decoder, raw, "kline"))
+            except RemoteError as error:
+                yield RefusedRow(_open_time_of(raw), str(error))
+    else:
+        yield from map(_checked, rows)
+
+
+def _checked(row: _KlineRow) -> Bar | RefusedRow:
+    """Return a row as a bar, or why it is none."""
+    try:
+        return _bar_of(row)
+    except RemoteError as error:
+        return RefusedRow(row.open_ms, str(error))
+
+
+def _open_time_of(row: msgspec.Raw) -> int | None:
+    """Return the time of a row that is no good otherwise."""
+    try:
+        values = _any_decoder.decode(row)
+    except _MALFORMED:
+        return None
+    first = values[0] if isinstance(values, list) and values else None
+    return first if type(first) is int and 0 <= first <= TIME_MS_MAX else None
 
 
 def _bar_of(row: _KlineRow) -> Bar:
-    high, low = _positive(row.high, "high"), _positive(row.low, "low")
-    opened, close = _positive(row.open, "open"), _positive(row.close, "close")
-    if not low <= opened <= high or not low <= close <= high or row.close_ms < row.open_ms:
-        raise RemoteError(f"the kline at {row.open_ms} contradicts itself")
     bar = Bar(
         row.open_ms,
         row.close_ms + 1,
-        opened,
-        high,
-        low,
-        close,
+        _number(row.open, "open"),
+        _number(row.high, "high"),
+        _number(row.low, "low"),
+        _number(row.close, "close"),
         _number(row.volume, "volume"),
         _number(row.quote_volume, "quote volume"),
         row.count,

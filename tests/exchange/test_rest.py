@@ -86,7 +86,7 @@ async def test_klines_are_asked_for(autojump_clock):
     """Parameters go by their names, symbols percent-encoded, times only where given."""
     exchange = Exchange(httpx.Response(200, json=[KLINE]))
     rest = exchange.rest()
-    (bar,) = await rest.klines("币安人生USDT", "1m", limit=99, priority=Priority.AUDIT)
+    (bar,) = (await rest.klines("币安人生USDT", "1m", limit=99, priority=Priority.AUDIT)).bars
     assert bar.close == Decimal(1050)
     await rest.klines("BTCUSDT", "1M", start_ms=5, end_ms=9, limit=499, priority=Priority.AUDIT)
     first, second = (request.url for request in exchange.requests)

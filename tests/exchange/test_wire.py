@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from klagg_trio.core.bar import Source
 from klagg_trio.core.errors import RemoteError
+from klagg_trio.core.intervals import INTERVALS
 from klagg_trio.exchange import wire
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -308,7 +309,7 @@ DECODERS = [
     wire.decode_frame,
     wire.decode_exchange_info,
     wire.decode_server_time,
-    wire.decode_klines,
+    lambda body: wire.decode_klines(body, INTERVALS["1m"]),
     lambda body: wire.decode_agg_trades(body, "BTCUSDT"),
     wire.decode_tickers,
     wire.decode_error,
@@ -394,13 +395,13 @@ def test_the_captured_kline_row_is_decoded():
     """The REST layout gives nine exact values, an exclusive end, and where they came from."""
     row = (
         b'[[1499040000000,"83137.90","83140.0","83000.10","83091.7","102.437",1499040059999,'
-        b'"8514292.61220",308,"51.2","4257146.3","0"]]'
+        b'"8514292.61220",308,"51.2","4255146.3","0"]]'
     )
-    (bar,) = wire.decode_klines(row)
+    (bar,) = wire.decode_klines(row, INTERVALS["1m"]).bars
     assert (bar.open_ms, bar.end_ms) == (1499040000000, 1499040060000)
     assert [str(value) for value in bar.values()] == [
         *("83137.90", "83140.0", "83000.10", "83091.7", "102.437", "8514292.61220", "308"),
-        *("51.2", "4257146.3"),
+        *("51.2", "4255146.3"),
     ]
     assert bar.source == Source.OFFICIAL
     assert (bar.first, bar.last) == (bar.open_ms, bar.open_ms)
@@ -410,37 +411,58 @@ def test_the_captured_kline_row_is_decoded():
 def test_real_klines_are_decoded():
     """Official 3d klines come out in order, three days each, their values unchanged."""
     body = (DATA / "um_BTCUSDT_3d.json").read_bytes()
-    bars = wire.decode_klines(body)
+    bars = wire.decode_klines(body, INTERVALS["3d"]).bars
     rows = json.loads(body)
     assert [(bar.open_ms, bar.end_ms - 1, str(bar.volume)) for bar in bars] == [
         (row[0], row[6], row[5]) for row in rows
     ]
 
 
+GOOD_ROW = [60_000, "1000", "1100", "900", "1050", "3", 119_999, "3000", 5, "1", "1000", "0"]
+
+
 @pytest.mark.parametrize(
     ("position", "value"),
     [
+        (0, "60000"),
+        (0, -60_000),
         (1, "0"),
         (1, "NaN"),
-        (1, "2000"),
+        (1, "1_000"),
         (2, "1e3"),
-        (3, "1500"),
-        (4, "1"),
+        (3, "१"),
         (4, 5.0),
         (5, "-1"),
-        (5, "1_0"),
-        (6, 0),
+        (6, 2**63),
         (8, -1),
         (8, "3"),
-        (0, "1"),
+        (8, 2**63),
+        (9, None),
+        (10, "1" * 41),
     ],
 )
-def test_a_kline_that_cannot_be_is_refused(position, value):
-    """A page of klines with one impossible value is refused."""
-    row = [60_000, "1000", "1100", "900", "1050", "3", 119_999, "3000", 5, "1", "1000", "0"]
-    row[position] = value
+def test_a_row_that_cannot_be_read_costs_no_other(position, value):
+    """One malformed row is refused, with its time where that can be read; its neighbours are used.
+
+    However the row is malformed: by a type, a number beyond 64 bits, or a text that is no number.
+    """
+    rows = [[60_000 * at, *GOOD_ROW[1:6], 60_000 * (at + 1) - 1, *GOOD_ROW[7:]] for at in (1, 2, 3)]
+    rows[1][position] = value
+    klines = wire.decode_klines(json.dumps(rows).encode(), INTERVALS["1m"])
+    assert [bar.open_ms for bar in klines.bars] == [60_000, 180_000]
+    (refused,) = klines.refused
+    assert refused.open_ms == (None if position == 0 else 120_000)
+    assert refused.reason.isascii()
+    assert len(refused.reason) < 300
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{}", b"null", b'{"code":-1,"msg":""}', b"[[1]", b"[" * 2**21, b"\xff"]
+)
+def test_an_answer_that_is_no_list_is_an_error(body):
+    """Only where there are no rows at all is the whole answer refused."""
     with pytest.raises(RemoteError):
-        wire.decode_klines(json.dumps([row]).encode())
+        wire.decode_klines(body, INTERVALS["1m"])
 
 
 def test_past_trades_are_decoded():
