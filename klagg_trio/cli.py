@@ -144,7 +144,7 @@ def cli() -> None:
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Of the market.")
 @click.option(
     "--faults",
-    type=click.Choice(["none", "mild", "harsh"]),
+    type=click.Choice(["none", "mild", "harsh", "lies"]),
     default="none",
     show_default=True,
     help="What goes wrong meanwhile.",

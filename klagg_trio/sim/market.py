@@ -105,6 +105,8 @@ class SimOptions:
     """Raw trades of all USDT perpetuals together; None for 2,000 and 8 a symbol."""
     others: bool = True
     """Whether there are contracts other than USDT perpetuals."""
+    quiet_share: float = 0.0
+    """Of the USDT perpetuals: they have no trade from before the start to some minutes after it."""
     warm_minutes: int = 3
     """Whole minutes of raw trades before the start, for aggTrades."""
     three_day_phase_ms: int = 86_400_000
@@ -156,6 +158,8 @@ class Tape:
         self._event_ms = 0
         self._day = flat(self._close)
         self._day_until_ms = 0
+        self._pauses: list[tuple[int, int]] = []
+        self._renumbered: tuple[int, int] | None = None
 
     def _first_close(self) -> int:
         if self._history is None:
@@ -168,8 +172,19 @@ class Tape:
 
     # -- Writing -----------------------------------------------------------------------------
 
+    def pause(self, from_ms: int, until_ms: int) -> None:
+        """Have no trades between two moments. What is written already stays: two minutes ahead."""
+        self._pauses.append((from_ms, until_ms))
+
+    def renumber(self, from_ms: int, first_id: int) -> None:
+        """Have the aggregate ids go on from another number, from a minute at least two ahead."""
+        self._renumbered = from_ms, first_id
+
     def write_minute(self, minute_ms: int) -> list[Aggregate]:
         """Write the next minute. Returns the aggregates that are complete by it."""
+        if self._renumbered is not None and minute_ms >= self._renumbered[0]:
+            self._aggregate_id = self._renumbered[1] - 1
+            self._renumbered = None
         trades = self._draw(minute_ms)
         part = part_of(trades, self._close)
         self._close = part.close
@@ -187,6 +202,8 @@ class Tape:
             return []
         expected = instrument.trades_per_minute * (end_ms - first_ms) / MINUTE_MS / 2.7
         times = self._times(expected * rng.lognormvariate(0, 0.4), first_ms, end_ms)
+        for from_ms, until_ms in self._pauses:
+            times = [time_ms for time_ms in times if not from_ms <= time_ms < until_ms]
         if not times:
             return []
         random_, tick = rng.random, instrument.tick
@@ -417,6 +434,7 @@ class Market:
             onboard_minute_ms = instrument.onboard_ms // MINUTE_MS * MINUTE_MS
             first_ms = max(self.now_ms, onboard_minute_ms)
             self.tapes.append(Tape(instrument, options, first_ms))
+        self._quieten()
         self._due: dict[int, list[Aggregate]] = {}
         self._written_ms = self.now_ms
         """Every minute before this one is written on every tape."""
@@ -432,6 +450,14 @@ class Market:
         self._noise = random.Random(f"brackets/{options.seed}")
         self._plan_noise(start_ms)
         self.advance(start_ms)
+
+    def _quieten(self) -> None:
+        """Have some contracts without a trade until some minutes after the start."""
+        rng = random.Random(f"quiet/{self.options.seed}")
+        for tape in self.tapes:
+            if tape.instrument.is_usdt_perpetual and rng.random() < self.options.quiet_share:
+                until_ms = self.options.start_ms + rng.randrange(3, 25) * MINUTE_MS
+                tape.pause(self.now_ms, until_ms)
 
     # -- Moving on ---------------------------------------------------------------------------
 
@@ -528,8 +554,11 @@ class Market:
         self._plan(Change(delivery_ms, replace(instrument, status="SETTLING")))
         return instrument
 
-    def relist(self, symbol: str, onboard_ms: int) -> Instrument:
-        """Give a delisted ticker to another contract, listed at `onboard_ms`."""
+    def relist(self, symbol: str, onboard_ms: int, *, ids_anew: bool = False) -> Instrument:
+        """Give a delisted ticker to another contract, listed at `onboard_ms`.
+
+        Its aggregate ids are others, or begin at 1.
+        """
         assert onboard_ms >= self.now_ms + 2 * MINUTE_MS
         old = self.current[symbol]
         assert old.delivery_ms < onboard_ms
@@ -544,6 +573,8 @@ class Market:
         )
         self.instruments.append(fresh)
         self.tapes.append(Tape(fresh, self.options, onboard_ms // MINUTE_MS * MINUTE_MS))
+        if ids_anew:
+            self.tapes[-1].renumber(0, 1)
         self._plan(Change(onboard_ms, replace(fresh, status="TRADING")))
         return fresh
 

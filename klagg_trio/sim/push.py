@@ -9,14 +9,14 @@ one go. An outbox is bounded in bytes: a reader too slow for it is cut off, neve
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import trio
 
 from klagg_trio.sim import payloads
-from klagg_trio.sim.klines import INTERVALS, Part, flat, span_of
+from klagg_trio.sim.klines import INTERVALS, MINUTE_MS, Part, flat, span_of
 from klagg_trio.sim.market import Aggregate, Change, Market, Tape
 from klagg_trio.sim.universe import USD_M, Instrument
 
@@ -63,6 +63,8 @@ class Peer:
     """Cancelling it cuts the connection."""
     silenced_until_ms: int = 0
     """It acknowledges and delivers nothing before this."""
+    gone_ms: int = 0
+    """When it was lost, to a fault or because it ended; 0 while it lives."""
     ending: str = ""
     """How the connection is to end once the outbox is sent: see `end`."""
     wake: trio.Event = field(default_factory=trio.Event)
@@ -125,7 +127,7 @@ class _Watched:
     """When a timed stream is next told."""
 
 
-Filter = Callable[[Peer, str, bytes], Iterable[bytes]]
+Filter = Callable[[Peer, str, bytes], Sequence[bytes]]
 """What is really sent to a peer in place of a frame of some stream."""
 
 
@@ -137,6 +139,8 @@ class Board:
         self.events = 0
         """Events told, each once however many peers had it."""
         self.frames = 0
+        self.delivered: dict[int, list[tuple[int, Peer]]] = {}
+        """By instrument, when a trade went out to whom: the first one of each minute."""
         self.filter: Filter | None = None
         """Set by faults that spoil frames."""
         self._market = market
@@ -162,6 +166,7 @@ class Board:
     def leave(self, peer: Peer) -> None:
         """Forget a connection."""
         self.peers.pop(peer, None)
+        peer.gone_ms = peer.gone_ms or self._market.now_ms
         self.remove(peer, list(peer.streams))
 
     def add(self, peer: Peer, names: Iterable[str]) -> bool:
@@ -314,11 +319,19 @@ class Board:
             if peer.silenced_until_ms > self._market.now_ms:
                 continue
             self.frames += 1
-            if self.filter is None:
-                peer.push(data)
-            else:
-                for spoilt in self.filter(peer, watched.name, data):
-                    peer.push(spoilt)
+            found: Sequence[bytes] = (data,)
+            if self.filter is not None:
+                found = self.filter(peer, watched.name, data)
+            for spoilt in found:
+                peer.push(spoilt)
+            if watched.tape is not None and watched.kind == "aggTrade" and data in found:
+                self._note_delivered(watched.tape.instrument.number, peer)
+
+    def _note_delivered(self, number: int, peer: Peer) -> None:
+        now_ms = self._market.now_ms
+        known = self.delivered.setdefault(number, [])
+        if not known or known[-1][0] // MINUTE_MS < now_ms // MINUTE_MS:
+            known.append((now_ms, peer))
 
     def _tell_change(self, change: Change) -> None:
         told = change.instrument

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Protocol
 from urllib.parse import parse_qsl
 
 from klagg_trio.sim import payloads
@@ -122,6 +122,23 @@ class WeightWindow:
 Query = Mapping[str, str]
 
 
+class Words(Protocol):
+    """What an exchange that lies says in place of what is so."""
+
+    def told_ms(self, now_ms: int) -> int:
+        """Return what /time says."""
+
+    def contracts(
+        self, shown: list[Instrument], make: Callable[[Instrument], dict[str, object]]
+    ) -> list[object] | None:
+        """Return the rows of exchangeInfo, each made by `make`; None for the true ones."""
+
+    def rows(
+        self, tape: Tape, interval: str, spans: list[tuple[int, int]], rows: list[str]
+    ) -> list[str]:
+        """Return the rows of klines, given those that are so."""
+
+
 class Endpoints:
     """Answers requests from the market's present."""
 
@@ -131,6 +148,8 @@ class Endpoints:
         """Requests by path."""
         self.statuses: dict[int, int] = {}
         """Answers by status."""
+        self.words: Words | None = None
+        """Set by faults that lie."""
         self._market = market
         self._now_ms = now_ms
         self._listed: tuple[tuple[object, ...], str] = ((), "")
@@ -177,15 +196,20 @@ class Endpoints:
     # -- Endpoints ---------------------------------------------------------------------------
 
     def _time(self, query: Query) -> str:
-        return f'{{"serverTime":{self._now_ms()}}}'
+        now_ms = self._now_ms()
+        told_ms = now_ms if self.words is None else self.words.told_ms(now_ms)
+        return f'{{"serverTime":{told_ms}}}'
 
     def _exchange_info(self, query: Query) -> str:
         shown = [each for each in self._market.current.values() if each.market != COIN_M]
+        head = json.dumps({**_INFO_HEAD, "serverTime": self._now_ms()}, **_COMPACT)
+        told = None if self.words is None else self.words.contracts(shown, _contract)
+        if told is not None:
+            return f'{head[:-1]},"symbols":{json.dumps(told, **_COMPACT)}}}'
         made_from = tuple((each.number, each.status, each.delivery_ms) for each in shown)
         if self._listed[0] != made_from:
             text = json.dumps([_contract(each) for each in shown], **_COMPACT)
             self._listed = (made_from, text)
-        head = json.dumps({**_INFO_HEAD, "serverTime": self._now_ms()}, **_COMPACT)
         return f'{head[:-1]},"symbols":{self._listed[1]}}}'
 
     def _klines(self, query: Query) -> str:
@@ -198,7 +222,10 @@ class Endpoints:
         limit = _limit(query, KLINES_MAX)
         start_ms, end_ms = _times(query)
         spans = self._market.spans(tape, interval, start_ms, end_ms, limit)
-        return f"[{','.join(self._market.rows(tape, interval, spans))}]"
+        rows = self._market.rows(tape, interval, spans)
+        if self.words is not None:
+            rows = self.words.rows(tape, interval, spans, rows)
+        return f"[{','.join(rows)}]"
 
     def _agg_trades(self, query: Query) -> str:
         tape = self._tape(query)

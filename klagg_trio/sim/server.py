@@ -98,6 +98,7 @@ class SimExchange:
         self.board.filter = self.faults.spoil
         self._now_ms = now_ms
         self.endpoints = Endpoints(self.market, now_ms)
+        self.endpoints.words = self.faults.lies
         self._accepted = 0
         self._slow = 0
 
@@ -126,7 +127,7 @@ class SimExchange:
 
     def _move(self, now_ms: int) -> None:
         aggregates, changes = self.market.advance(now_ms)
-        self.faults.advance(self.market, self.board)
+        changes += self.faults.advance(self.market, self.board)
         self.board.publish(aggregates, changes, self.market.now_ms)
 
     # -- What others ask ---------------------------------------------------------------------

@@ -392,8 +392,8 @@ async def test_rates_are_switched_while_it_runs_and_what_stands_is_healed(autoju
 
 
 def test_profiles_have_names_and_swarms_differ():
-    """none, mild and harsh by name; a seed draws some faults much, some little, some never."""
-    assert names.PROFILES == {"none": NONE, "mild": MILD, "harsh": HARSH}
+    """Each by name; a seed draws some faults much, some little, some never."""
+    assert names.PROFILES == {"none": NONE, "mild": MILD, "harsh": HARSH, "lies": names.LIES}
     swarms = [drawn(seed) for seed in range(20)]
     assert len(set(swarms)) == 20
     assert any(not each.reset for each in swarms)

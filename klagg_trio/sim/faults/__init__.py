@@ -13,25 +13,33 @@ from klagg_trio.sim.faults.connections import garbage
 from klagg_trio.sim.faults.inflicted import Faults
 from klagg_trio.sim.faults.rates import (
     HARSH,
+    LIES,
+    LIES_TOLD,
     MILD,
     NONE,
     ON_CONNECTION,
+    ON_MACHINE,
     ON_REQUEST,
     PROFILES,
     FaultRates,
     drawn,
+    drawn_lies,
 )
 
 __all__ = [
     "HARSH",
+    "LIES",
+    "LIES_TOLD",
     "MILD",
     "NONE",
     "ON_CONNECTION",
+    "ON_MACHINE",
     "ON_REQUEST",
     "PROFILES",
     "FaultRates",
     "Faults",
     "SkewedClock",
     "drawn",
+    "drawn_lies",
     "garbage",
 ]

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import heapq
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from klagg_trio.sim.faults import words
 from klagg_trio.sim.faults.rates import ON_CONNECTION, FaultRates
+from klagg_trio.sim.faults.touched import Touched
 from klagg_trio.sim.push import Board, Peer, frame
 
 
@@ -42,15 +44,29 @@ class _Condition:
     tear: bool = False
     shuffle: int = 0
     shuffled: list[bytes] = field(default_factory=list)
+    twist: str = ""
+    """What its next trades lie about."""
+    twists: int = 0
+    event_off_ms: int = 0
+    event_off_until_ms: int = 0
+    touched_ms: int | None = None
+    """Since when something has been in force."""
+    had: dict[str, None] = field(default_factory=dict)
+    """What it was subscribed to when something befell it: an end takes the streams with it."""
 
 
 class ConnectionFaults:
     """Inflicts faults on websockets at the rates that are set."""
 
     def __init__(
-        self, seed: int, rates: Callable[[], FaultRates], count: Callable[[str], None]
+        self,
+        seed: int,
+        rates: Callable[[], FaultRates],
+        count: Callable[[str], None],
+        touched: Touched,
     ) -> None:
         self._seed = seed
+        self._touched = touched
         self._rates = rates
         self._count = count
         self._conditions: dict[Peer, _Condition] = {}
@@ -65,6 +81,7 @@ class ConnectionFaults:
         if self._handshakes.random() >= self._rates().refused:
             return None
         self._count("refused")
+        self._touched.add(None, self._now_ms, self._now_ms)
         return self._handshakes.choice((403, 503))
 
     def life_s(self, number: int, usual_s: float) -> float:
@@ -96,12 +113,30 @@ class ConnectionFaults:
                     condition.hazard = 0.0
                     condition.threshold = condition.rng.expovariate(1)
                     self.inflict(condition.rng.choices(ON_CONNECTION, weights)[0], [peer])
-        for peer in [each for each in self._conditions if each not in board.peers]:
-            del self._conditions[peer]
+        for peer, condition in list(self._conditions.items()):
+            gone = peer not in board.peers
+            if gone or condition.clear:
+                self._note_touched(peer, condition)
+            if gone:
+                del self._conditions[peer]
         while self._held and self._held[0][0] <= now_ms:
             _, _, peer, data = heapq.heappop(self._held)
             if peer in board.peers and not self._condition(peer).cut:
                 peer.push(data)
+
+    def _note_touched(self, peer: Peer, condition: _Condition) -> None:
+        """Note for whose trades it was that something was in force up to now."""
+        if condition.touched_ms is None:
+            return
+        names = [*peer.streams, *condition.had]
+        symbols = [name.partition("@")[0] for name in names if name.endswith("@aggTrade")]
+        self._touched.add(symbols, condition.touched_ms, self._now_ms)
+        condition.touched_ms = None
+
+    def end(self, board: Board) -> None:
+        """Note what is in force still as if it ended now."""
+        for peer, condition in self._conditions.items():
+            self._note_touched(peer, condition)
 
     def next_due_ms(self, until_ms: int) -> int:
         """Return when a held frame goes out next, at most `until_ms`."""
@@ -125,6 +160,9 @@ class ConnectionFaults:
             self._count(kind)
             self._inflict(kind, peer, condition, seconds, frames)
             condition.clear = False
+            condition.had.update(peer.streams)
+            if condition.touched_ms is None:
+                condition.touched_ms = self._now_ms
 
     def _inflict(
         self, kind: str, peer: Peer, condition: _Condition, seconds: float | None, frames: int
@@ -132,13 +170,13 @@ class ConnectionFaults:
         rng, now_ms = condition.rng, self._now_ms
         some = frames or rng.randrange(1, 20)
         if kind == "reset":
-            condition.cut = True
+            condition.cut, peer.gone_ms = True, now_ms
             peer.end("reset")
         elif kind == "goodbye":
-            condition.cut = True
+            condition.cut, peer.gone_ms = True, now_ms
             peer.end("goodbye")
         elif kind == "half_open":
-            condition.cut = True
+            condition.cut, peer.gone_ms = True, now_ms
             peer.end("half_open")
         elif kind == "torn":
             condition.tear = True
@@ -164,19 +202,39 @@ class ConnectionFaults:
             condition.shuffle = max(2, some)
         elif kind == "truncated":
             condition.shorten = frames or 1
+        elif kind in ("trade_time", "trade_span", "trade_digits"):
+            condition.twist, condition.twists = kind, frames or rng.randrange(1, 5)
+        elif kind == "event_time":
+            condition.event_off_ms = rng.choice(words.EVENT_OFF_MS)
+            lasts_s = rng.uniform(1, 60) if seconds is None else seconds
+            condition.event_off_until_ms = now_ms + round(lasts_s * 1000)
+        elif kind == "stranger":
+            for payload in words.strangers(rng, now_ms):
+                peer.push(frame(payload))
         else:
             assert kind == "garbage"
             for _ in range(frames or 1):
                 peer.push(garbage(rng))
 
-    def spoil(self, peer: Peer, name: str, data: bytes) -> Iterable[bytes]:
+    def spoil(self, peer: Peer, name: str, data: bytes) -> Sequence[bytes]:
         """Return what goes out now in place of one frame of a stream."""
         condition = self._conditions.get(peer)
         if condition is None or condition.clear:
             return (data,)
         if name == condition.muted:
             return ()
-        return self._spoilt(peer, condition, data)
+        return self._spoilt(peer, condition, self._twisted(condition, name, data))
+
+    def _twisted(self, condition: _Condition, name: str, data: bytes) -> bytes:
+        """Return a frame that lies, where one is to."""
+        if condition.twists and name.endswith("@aggTrade"):
+            condition.twists -= 1
+            payload = data[_header_length(data) :]
+            data = frame(words.wrong_trade(condition.twist, payload, condition.rng))
+        if self._now_ms < condition.event_off_until_ms and condition.rng.random() < 0.5:
+            payload = data[_header_length(data) :]
+            data = frame(words.with_event_time(payload, condition.event_off_ms))
+        return data
 
     def _spoilt(self, peer: Peer, condition: _Condition, data: bytes) -> list[bytes]:
         now_ms = self._now_ms
@@ -186,7 +244,7 @@ class ConnectionFaults:
             condition.lose -= 1
             return []
         if condition.tear:
-            condition.tear, condition.cut = False, True
+            condition.tear, condition.cut, peer.gone_ms = False, True, now_ms
             peer.push(data[: max(1, condition.rng.randrange(len(data)))])
             peer.end("torn")
             return []
@@ -217,7 +275,9 @@ class ConnectionFaults:
             condition.muted
             or condition.repeat
             or condition.shorten
+            or condition.twists
             or now_ms < condition.stale_until_ms
+            or now_ms < condition.event_off_until_ms
         )
         return found
 
@@ -231,7 +291,8 @@ class ConnectionFaults:
         for peer, condition in self._conditions.items():
             peer.silenced_until_ms = 0
             condition.stale_until_ms = condition.late_until_ms = 0
-            condition.lose = condition.repeat = condition.shorten = 0
+            condition.lose = condition.repeat = condition.shorten = condition.twists = 0
+            condition.event_off_until_ms = 0
             condition.tear = False
             condition.muted = ""
             self._hold(self._now_ms, peer, condition.shuffled)

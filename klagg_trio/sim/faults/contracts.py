@@ -9,18 +9,26 @@ from klagg_trio.sim.faults.clock import SkewedClock
 from klagg_trio.sim.faults.rates import FaultRates
 from klagg_trio.sim.klines import MINUTE_MS
 from klagg_trio.sim.market import Market
+from klagg_trio.sim.universe import Instrument
 
 
 class ContractFaults:
     """Ends contracts, and steps the exchange's clock, at the rates that are set."""
 
     def __init__(
-        self, seed: int, rates: Callable[[], FaultRates], count: Callable[[str], None]
+        self,
+        seed: int,
+        rates: Callable[[], FaultRates],
+        count: Callable[[str], None],
+        drop: Callable[[Instrument, int], None],
     ) -> None:
+        """`drop` has a contract left out of exchangeInfo from some moment on."""
         self.clock: SkewedClock | None = None
         """The clock that `clock_step` sets forward and back, where there is one."""
         self._rates = rates
         self._count = count
+        self._drop = drop
+        self._fates = random.Random(f"fates/{seed}")
         self._rng = random.Random(f"contracts/{seed}")
         self._delist_hazard = self._rng.expovariate(1)
         self._step_hazard = self._rng.expovariate(1)
@@ -53,9 +61,14 @@ class ContractFaults:
             return
         symbol = rng.choice(candidates[1:]).symbol
         delivery_ms = (now_ms // MINUTE_MS + rng.randrange(3, 8)) * MINUTE_MS
-        market.delist(symbol, delivery_ms)
+        ended = market.delist(symbol, delivery_ms)
         self._ended[symbol] = delivery_ms
         self._count("delisted")
         if rng.random() < self._rates().reused:
-            market.relist(symbol, delivery_ms + rng.randrange(150_000, 900_000))
-            self._count("reused")
+            onboard_ms = delivery_ms + rng.randrange(150_000, 900_000)
+            anew = self._fates.random() < self._rates().ids_anew
+            market.relist(symbol, onboard_ms, ids_anew=anew)
+            self._count("ids_anew" if anew else "reused")
+        elif self._fates.random() < self._rates().dropped:
+            self._drop(ended, delivery_ms + self._fates.randrange(10) * MINUTE_MS)
+            self._count("dropped")
