@@ -40,6 +40,14 @@ class TradeColumnsBatch:
 
 
 @dataclass(frozen=True, slots=True)
+class TradesRefused:
+    """Trades of these symbols were refused at the edge: the minutes they belong to lack them."""
+
+    trades: tuple[tuple[str, int | None], ...]
+    """Each symbol, and the time that its trade claims, where that could be read."""
+
+
+@dataclass(frozen=True, slots=True)
 class AddSymbol:
     """A symbol was listed: make its bars at once, in the running minute."""
 
@@ -121,6 +129,7 @@ Message = (
     Tick
     | TradeBatch
     | TradeColumnsBatch
+    | TradesRefused
     | AddSymbol
     | RemoveSymbol
     | FeedLive

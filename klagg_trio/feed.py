@@ -81,6 +81,8 @@ class Router:
         """Route over these inboxes, by `cmd.shard_of`."""
         self._inboxes = inboxes
         self._shard_of: dict[str, int] = {}
+        self._of_stream: dict[str, str] = {}
+        """Symbols by their names in those of streams."""
         self._split: ShardSplit | None = None
         self.not_ours = 0
         """Trades of symbols that nobody subscribed to."""
@@ -88,6 +90,7 @@ class Router:
     def know(self, symbol: str) -> None:
         """Remember where a symbol's messages go."""
         self._shard_of[symbol] = cmd.shard_of(symbol, len(self._inboxes))
+        self._of_stream[wire.stream_name(symbol, "").removesuffix("@")] = symbol
         self._split = None
 
     async def send_trades(self, trades: Iterable[Trade]) -> None:
@@ -103,18 +106,32 @@ class Router:
             if part:
                 await inbox.send(cmd.TradeBatch(part))
 
-    async def send_columns(self, columns: TradeColumns) -> None:
-        """Send each shard its part of a burst: a run for each symbol."""
+    async def send_columns(self, columns: TradeColumns) -> bool:
+        """Send each shard its part of a burst: a run for each symbol.
+
+        Returns False where its sums would not fit, so that the trades went one by one.
+        """
         if self._split is None or self._split.units is not columns.units:
             self._split = ShardSplit(columns.units, self._shard_of, len(self._inboxes))
         parts = self._split.split(columns)
         if parts is None:
             await self.send_trades(columns.trades())
-            return
+            return False
         self.not_ours += parts.strangers
         for inbox, runs in zip(self._inboxes, parts.shards, strict=True):
             if len(runs):
                 await inbox.send(cmd.TradeColumnsBatch(runs))
+        return True
+
+    async def send_refusals(self, refusals: Iterable[wire.Refusal]) -> None:
+        """Tell each shard which trades of its symbols were refused, and when they were made."""
+        parts: dict[int, list[tuple[str, int | None]]] = {}
+        for refusal in refusals:
+            symbol = self._of_stream.get(refusal.symbol, refusal.symbol)
+            if symbol in self._shard_of:
+                parts.setdefault(self._shard_of[symbol], []).append((symbol, refusal.time_ms))
+        for shard, trades in sorted(parts.items()):
+            await self._inboxes[shard].send(cmd.TradesRefused(tuple(trades)))
 
     async def send(
         self, symbols: Iterable[str], message: Callable[[tuple[str, ...]], cmd.Message]
@@ -339,8 +356,11 @@ class Feed:
         data = decoded.count > 0
         if data:
             self._measure(session, decoded.event_ms)
+        if decoded.refusals:
+            await self._router.send_refusals(decoded.refusals)
         if decoded.columns is not None:
-            await self._router.send_columns(decoded.columns)
+            if not await self._router.send_columns(decoded.columns):
+                self._decoder.make_coarse(decoded.columns)
         elif decoded.trades:
             await self._router.send_trades(decoded.trades)
         for frame in decoded.others:

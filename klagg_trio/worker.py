@@ -27,6 +27,8 @@ def apply(number: int, shard: Shard, message: cmd.Message) -> list[cmd.Record]:
             facts = shard.apply_trades(trades)
         case cmd.TradeColumnsBatch(runs):
             facts = shard.apply_runs(runs)
+        case cmd.TradesRefused(refused):
+            facts = shard.refuse_trades(refused)
         case cmd.Tick(minute_ms):
             one_minute = minute_ms - shard.minute_ms <= MINUTE_MS
             told = shard.merged_told and one_minute

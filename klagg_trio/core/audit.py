@@ -10,13 +10,14 @@ little after it. Any other difference is *unexplained*.
 
 from __future__ import annotations
 
+import decimal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from enum import Enum
 from typing import Final
 
-from klagg_trio.core.bar import ZERO, Bar, Source
+from klagg_trio.core.bar import EXACT, ZERO, Bar, Source
 
 CHAIN_MAX: Final = 3
 """Minutes over which a straddle must cancel out: an aggregate reaches over one boundary, and the
@@ -46,16 +47,21 @@ class Carry:
 
     def add(self, stored: Bar, official: Bar) -> None:
         """Add what `stored` has more than `official`."""
-        self.volume += stored.volume - official.volume
-        self.quote_volume += stored.quote_volume - official.quote_volume
-        self.count += stored.count - official.count
-        self.taker_buy_volume += stored.taker_buy_volume - official.taker_buy_volume
+        with decimal.localcontext(EXACT):
+            self.volume += stored.volume - official.volume
+            self.quote_volume += stored.quote_volume - official.quote_volume
+            self.count += stored.count - official.count
+            self.taker_buy_volume += stored.taker_buy_volume - official.taker_buy_volume
 
     def settled(self, official: Bar) -> bool:
         """Whether all that was counted early has been missed since.
 
         Values that came through floats leave a crumb, smaller than any trade could be.
         """
+        with decimal.localcontext(EXACT):
+            return self._is_crumb_of(official)
+
+    def _is_crumb_of(self, official: Bar) -> bool:
         return (
             not self.count
             and abs(self.volume) <= official.volume * CRUMB

@@ -20,8 +20,11 @@ chunk of it: another symbol, another order of keys, numbers of more than 16 char
 more decimals than before. Then this decoder learns from the chunk, so that the next one passes.
 Frames that are no trades are picked out first.
 
-The decoder hands out prices and quantities in units of the last decimal that it has ever seen of a
-symbol: see `core/columns.py`.
+The decoder hands out prices and quantities in units of the last decimal that it has seen of a
+symbol: see `core/columns.py`. One number with far more decimals than all before would make those
+units so small that nothing fits any more. So where numbers do not fit, the units of the symbols at
+fault are made as large as the chunk at hand allows: at most once in `COARSE_CHUNKS`, so that two
+numbers that do not go together cannot make every chunk pay for new tables.
 """
 
 from __future__ import annotations
@@ -33,14 +36,16 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from klagg_trio.core.columns import Integers, TradeColumns, Units
+from klagg_trio.core.columns import PRICE, QUANTITY, SUM_MAX, Integers, TradeColumns, Units
 from klagg_trio.exchange import wire
 from klagg_trio.exchange.digits import (
     DIGITS_MAX,
+    RESCALED_MAX,
     Words,
     have_leading_zeros,
     parse_numbers,
     rescale,
+    spare_decimals,
     text_at,
     word,
     words_of,
@@ -56,10 +61,14 @@ BURST_LEFT: Final = 64
 single trades have the bars of their symbols brought up to date."""
 
 SYMBOLS_MAX: Final = 8_192
-"""Symbols that are learnt. The exchange has had some 1,000."""
+"""Symbols that are learnt. The exchange has had some 1,000. A stream that makes up more has all of
+them forgotten, so that those that are real are learnt again."""
 
 SKIPPED_CHUNKS: Final = 64
 """Chunks that are not even tried after one that taught nothing."""
+
+COARSE_CHUNKS: Final = 64
+"""Chunks between two times that units are made larger."""
 
 _HEAD_BYTES: Final = 96
 _MIDDLE_BYTES: Final = 64
@@ -143,12 +152,15 @@ class TradeDecoder:
         self._least = BURST_MIN
         """Frames in a chunk that are decoded at once."""
         self._skip = 0
+        self._fine = 0
+        """Chunks until units may be made larger again."""
 
     def decode(self, frames: Frames) -> wire.Decoded:
         """Decode one chunk: to columns where it can be done at once, else to single trades.
 
         Never raises: what is no good is counted, with the reason.
         """
+        self._fine = max(0, self._fine - 1)
         if len(frames) < self._least:
             self._least = BURST_MIN
             return wire.decode_trades(frames)
@@ -179,7 +191,9 @@ class TradeDecoder:
             decimals = [len(match[name].partition(b".")[2]) for name in ("price", "quantity")]
             known = self._known.get(match["head"])
             if known is None:
-                if len(self._known) < SYMBOLS_MAX and _fits(match):
+                if _fits(match):
+                    if len(self._known) >= SYMBOLS_MAX:
+                        self._known.clear()
                     self._known[match["head"]] = _Known(
                         match["head"], match["middle"], match["symbol"].decode(), *decimals
                     )
@@ -188,9 +202,52 @@ class TradeDecoder:
                 known.price_decimals = max(known.price_decimals, decimals[0])
                 known.quantity_decimals = max(known.quantity_decimals, decimals[1])
                 learnt = True
+        learnt = learnt or self._make_coarse(payloads)
         if learnt and self._known:
             self._tables = _tabulate(list(self._known.values()))
         return learnt
+
+    def _make_coarse(self, payloads: list[bytes]) -> bool:
+        """Make units larger for symbols whose numbers get too long in them. Returns whether any."""
+        if self._fine:
+            return False
+        found: dict[bytes, list[int]] = {}
+        too_long: set[bytes] = set()
+        for payload in payloads:
+            match = _FORM.fullmatch(payload)
+            if match is None or match["head"] not in self._known:
+                continue
+            known = self._known[match["head"]]
+            needed = found.setdefault(match["head"], [0, 0])
+            units = known.price_decimals, known.quantity_decimals
+            for row, name in enumerate(("price", "quantity")):
+                decimals = len(match[name].partition(b".")[2])
+                needed[row] = max(needed[row], decimals)
+                if len(match[name]) + units[row] - decimals >= RESCALED_MAX:
+                    too_long.add(match["head"])
+        for head in too_long:
+            known = self._known[head]
+            known.price_decimals, known.quantity_decimals = found[head]
+        if too_long:
+            self._fine = COARSE_CHUNKS
+        return bool(too_long)
+
+    def make_coarse(self, columns: TradeColumns) -> None:
+        """Hear that sums over a chunk would not fit; make the units of those at fault larger."""
+        if self._fine or self._tables is None or columns.units is not self._tables.units:
+            return
+        self._fine = COARSE_CHUNKS
+        sizes = columns.table[PRICE].astype(np.float64) * columns.table[QUANTITY]
+        share = SUM_MAX / len(columns)
+        heavy = np.unique(columns.which[sizes >= share]).tolist()
+        by_symbol = {known.symbol: known for known in self._known.values()}
+        for index in heavy:
+            known = by_symbol[columns.units.symbols[index]]
+            numbers = columns.table[:, columns.which == index]
+            known.price_decimals -= spare_decimals(numbers[PRICE], known.price_decimals)
+            known.quantity_decimals -= spare_decimals(numbers[QUANTITY], known.quantity_decimals)
+        if heavy:
+            self._tables = _tabulate(list(self._known.values()))
 
 
 def _fits(match: re.Match[bytes]) -> bool:
@@ -340,10 +397,10 @@ def _numbers(
     ):
         if not rescale(numbers[row], known - decimals[row], length[row]):
             return None
-    good = (
+    good = (  # a last id below the first is a huge number without a sign
         numbers[_PRICE_ROW].all()
         and numbers[_QUANTITY_ROW].all()
-        and (numbers[_FIRST_ROW] <= numbers[_LAST_ROW]).all()
+        and ((numbers[_LAST_ROW] - numbers[_FIRST_ROW]).view(np.uint64) < wire.FILLS_MAX).all()
         and numbers[_TIME_ROW].all()
         and event_ms
     )

@@ -77,7 +77,10 @@ _KEPT: Final = np.array(
 )
 """What belongs to a number of so many characters in the 16 bytes that end with it."""
 
-_POWERS: Final = 10 ** np.arange(19, dtype=np.int64)
+RESCALED_MAX: Final = 19
+"""Characters that a number gets too long with, decimals added and its point counted."""
+
+_POWERS: Final = 10 ** np.arange(RESCALED_MAX, dtype=np.int64)
 
 
 def parse_numbers(
@@ -161,3 +164,11 @@ def rescale(numbers: Integers, fewer: Integers, length: Integers) -> bool:
         return False
     numbers *= _POWERS[fewer]
     return True
+
+
+def spare_decimals(numbers: Integers, decimals: int) -> int:
+    """Return how many of their last decimals are zero in all of these numbers."""
+    spare = 0
+    while spare < decimals and not (numbers % _POWERS[spare + 1]).any():
+        spare += 1
+    return spare

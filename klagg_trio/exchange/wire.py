@@ -6,6 +6,11 @@ Numbers come from outside and become Decimals, and Decimal takes more than the e
 "NaN", "1_000", "1e999", " 5", digits of any script, ten thousand of them. So the *text* of each
 number must be plain (`PLAIN`) before a value made from it is used.
 
+What comes has bounds here, so that nothing behind this has to fear it: names, numbers and ids of a
+length, so many fills in a trade, so many values in a body, texts of the exchange cut and cleaned. A
+trade beyond them is refused; its symbol and time, where these can be read, go on (`Refusal`), since
+a minute that lacks one of its trades is owed.
+
 This is the codec for whatever may come. Trades in the exchange's own form, by the dozen, are read
 by `bursts.py`, which leaves all others to `decode_trades`.
 
@@ -18,7 +23,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Annotated, Any, Final, TypeVar
+from typing import Annotated, Final, NamedTuple, TypeVar
 
 import msgspec
 
@@ -26,6 +31,7 @@ from klagg_trio.core.bar import Bar, Source
 from klagg_trio.core.columns import TradeColumns
 from klagg_trio.core.errors import RemoteError
 from klagg_trio.core.intervals import Interval
+from klagg_trio.core.plain import plain
 from klagg_trio.exchange.validate import TIME_MS_MAX, Klines, RefusedRow, sift
 
 PLAIN: Final = re.compile(r"[0-9]+(\.[0-9]+)?")
@@ -40,10 +46,29 @@ SYMBOL_LENGTH_MAX: Final = 40
 KLINES_BYTES_MAX: Final = 2**20
 """A page of klines: 1,500 rows, the most that can be asked for, have 300 kB."""
 
+FILLS_MAX: Final = 1_000_000
+"""In one aggregate, which gathers 100 ms of one price: the busiest have had some thousands. The sum
+over a month of 10,000 such aggregates a second is 2.6e16, and SQLite holds 9.2e18."""
+
+ID_MAX: Final = 2**62
+"""Of ids. The one after it, and the difference of any two, fit into 64 bits."""
+
+VALUES_MAX: Final = 500_000
+"""In one body or frame. exchangeInfo has 48,000; each may cost a hundred bytes of memory."""
+
+LARGE_BYTES: Final = 64 * 1024
+"""Bodies that are shorter have too few values to be counted."""
+
+CONTRACTS_MAX: Final = 20_000
+"""In one exchangeInfo, which has some 700."""
+
+REFUSALS_MAX: Final = 10_000
+"""Of one chunk: more symbols and minutes than there are."""
+
 USD_M: Final = 1
 """`st` of our market; 2 is coin-margined."""
 
-Id = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+Id = Annotated[int, msgspec.Meta(ge=0, le=ID_MAX)]
 TimeMs = Annotated[int, msgspec.Meta(gt=0, le=TIME_MS_MAX)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=TIME_MS_MAX)]
 
@@ -78,6 +103,14 @@ class AggTrade(msgspec.Struct, gc=False):
     """1 is USD-M, 2 is COIN-M."""
 
 
+class Refusal(NamedTuple):
+    """What can be read of a trade that is refused: its minute may lack it."""
+
+    symbol: str
+    """Of the stream's name, in lower case, where the trade itself does not tell."""
+    time_ms: int | None
+
+
 @dataclass(slots=True)
 class Decoded:
     """What one chunk of frames held."""
@@ -94,6 +127,8 @@ class Decoded:
     """Trade frames that were refused."""
     error: str = ""
     """Why the last of them was."""
+    refusals: set[Refusal] = field(default_factory=set)
+    """Whose they may have been."""
 
     @property
     def count(self) -> int:
@@ -139,6 +174,9 @@ def decode_trades(frames: Iterable[bytes]) -> Decoded:
         except RemoteError as error:
             decoded.rejected += 1
             decoded.error = str(error)
+            refusal = _refusal_of(frame)
+            if refusal is not None and len(decoded.refusals) < REFUSALS_MAX:
+                decoded.refusals.add(refusal)
     if decoded.trades:
         decoded.event_ms = decoded.trades[-1].event_ms
     return decoded
@@ -170,6 +208,31 @@ def _check_trade(trade: AggTrade) -> None:
         raise RemoteError(f"trade {trade.id} of {trade.symbol} has a price or quantity of zero")
     if trade.last_id < trade.first_id:
         raise RemoteError(f"trade {trade.id} of {trade.symbol} ends before it begins")
+    if trade.last_id - trade.first_id >= FILLS_MAX:
+        fills = trade.last_id - trade.first_id + 1
+        raise RemoteError(f"trade {trade.id} of {trade.symbol} claims {fills:,} fills")
+
+
+_SYMBOL_IN_FRAME: Final = re.compile(rb'"s"\s{0,9}:\s{0,9}"([^"\\]{1,160})"')
+_STREAM_IN_FRAME: Final = re.compile(rb'"stream"\s{0,9}:\s{0,9}"([^"\\]{1,160})@aggTrade"')
+_TIME_IN_FRAME: Final = re.compile(rb'"T"\s{0,9}:\s{0,9}([0-9]{12,14})\b')
+
+
+def _refusal_of(frame: bytes) -> Refusal | None:
+    """Return what can be read of a trade that makes no sense; None where not even its symbol can.
+
+    The frame may be torn, so it is searched and not parsed.
+    """
+    named = _SYMBOL_IN_FRAME.search(frame) or _STREAM_IN_FRAME.search(frame)
+    if named is None:
+        return None
+    symbol = named[1].decode("utf-8", "replace")
+    try:
+        _check_symbol(symbol)
+    except RemoteError:
+        return None
+    timed = _TIME_IN_FRAME.search(frame)
+    return Refusal(symbol, int(timed[1]) if timed else None)
 
 
 # -- Other frames ----------------------------------------------------------------------------------
@@ -223,7 +286,6 @@ class Ack:
     """The answer to a request. It proves that the request was read, and nothing more."""
 
     id: int
-    result: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,6 +294,7 @@ class WireError:
 
     code: int
     message: str
+    """In its own words, cut and cleaned."""
     id: int = NO_ID
 
 
@@ -280,13 +343,10 @@ def decode_frame(frame: bytes) -> Message | None:
         return _decode_event(envelope.stream, bytes(envelope.data))
     request_id = envelope.id if isinstance(envelope.id, int) else NO_ID
     if envelope.error is not None:
-        return WireError(envelope.error.code, envelope.error.msg, request_id)
+        return WireError(envelope.error.code, plain(envelope.error.msg), request_id)
     if isinstance(envelope.code, int):
-        return WireError(envelope.code, envelope.msg, request_id)
-    result = bytes(envelope.result)
-    if result:
-        return Ack(request_id, _decoded(_any_decoder, result, "answer to a request"))
-    return None
+        return WireError(envelope.code, plain(envelope.msg), request_id)
+    return Ack(request_id) if bytes(envelope.result) else None
 
 
 def _decode_event(stream: str, data: bytes) -> Message | None:
@@ -544,33 +604,36 @@ def decode_error(body: bytes) -> tuple[int, str] | None:
         error = _error_decoder.decode(body)
     except _MALFORMED:
         return None
-    return error.code, error.msg
+    return error.code, plain(error.msg)
 
 
 # -- Checks ----------------------------------------------------------------------------------------
 
 
 def _decoded(decoder: msgspec.json.Decoder[T], data: bytes | msgspec.Raw, what: str) -> T:
+    if len(data) > LARGE_BYTES and bytes(data).count(b",") >= VALUES_MAX:
+        raise RemoteError(f"{what} has more than {VALUES_MAX:,} values: {_shown(data)}")
     try:
         return decoder.decode(data)
     except _MALFORMED as error:
-        raise RemoteError(f"{what} is malformed ({error}): {_shown(bytes(data))}") from error
+        raise RemoteError(f"{what} is malformed ({plain(str(error))}): {_shown(data)}") from error
 
 
-def _shown(data: bytes) -> str:
+def _shown(data: bytes | msgspec.Raw) -> str:
     """Return the beginning of what was received, safe to print."""
-    return ascii(data[:80].decode("utf-8", "replace"))
+    return ascii(bytes(memoryview(data)[:80]).decode("utf-8", "replace"))
 
 
 def _check_symbol(symbol: str) -> None:
     """Refuse what cannot be a name: it goes to screens, logs and URLs."""
-    name = symbol.replace("_", "")
-    plain = all(
+    name = symbol[: SYMBOL_LENGTH_MAX + 1].replace("_", "")
+    harmless = all(
         each.isalnum() if each.isascii() else each.isprintable() and not each.isspace()
         for each in name
     )
-    if not name or not plain or len(symbol) > SYMBOL_LENGTH_MAX:
-        raise RemoteError(f"{_shown(symbol.encode('utf-8', 'replace'))} is no name of a symbol")
+    if not name or not harmless or len(symbol) > SYMBOL_LENGTH_MAX:
+        shown = _shown(symbol[:80].encode("utf-8", "replace"))
+        raise RemoteError(f"{shown} is no name of a symbol")
 
 
 def _check_number(text: str, what: str) -> None:

@@ -311,7 +311,10 @@ class Database:
     def _remade(
         self, symbol: str, minutes: set[int], told: set[tuple[str, str, int]]
     ) -> list[BarFact]:
-        life = self._lives[self._ids[symbol]]
+        number = self._ids.get(symbol)
+        if number is None:
+            return []  # nothing of it is stored yet
+        life = self._lives[number]
         return list(remade_bars(self._connection, life, minutes, told))
 
     # -- Symbols -------------------------------------------------------------------------------

@@ -7,10 +7,11 @@ then asks for the official one.
 
 from __future__ import annotations
 
+import decimal
 import sqlite3
 from collections.abc import Iterator
 
-from klagg_trio.core.bar import Bar, Source, combined_source, merge
+from klagg_trio.core.bar import EXACT, Bar, Source, combined_source, merge
 from klagg_trio.core.facts import BarFact, Listing
 from klagg_trio.core.intervals import DAY_MS, INTERVALS, MINUTE, MINUTE_MS
 from klagg_trio.store.reading import bar_of, is_exact, select_bars
@@ -50,7 +51,8 @@ def _remade(connection: sqlite3.Connection, life: Listing, bar: Bar) -> Bar:
     if not rows or len(rows) * MINUTE_MS != end_ms - first_ms:
         return remade
     parts = [bar_of(row, open_ms + MINUTE_MS) for open_ms, row in rows.items()]
-    merged = merge(parts, bar.open_ms, bar.end_ms, parts[0].open)
+    with decimal.localcontext(EXACT):
+        merged = merge(parts, bar.open_ms, bar.end_ms, parts[0].open)
     exact = all(is_exact(part) for part in parts)
     suspect = not exact or any(part.source == Source.SUSPECT for part in parts)
     official = all(part.source == Source.OFFICIAL for part in parts)

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from klagg_trio.core.columns import group
 from klagg_trio.exchange import bursts, wire
 from klagg_trio.exchange.bursts import BURST_LEFT, BURST_MIN, SKIPPED_CHUNKS, TradeDecoder
 from klagg_trio.exchange.frames import Frames
@@ -232,10 +233,63 @@ def test_a_chunk_that_teaches_nothing_stops_the_trying_for_a_while(decoder):
 
 
 def test_no_more_symbols_are_learnt_than_the_tables_hold(monkeypatch):
-    """A line that makes symbols up does not fill the memory."""
+    """A line that makes symbols up does not fill the memory, nor keep real ones out for good."""
     monkeypatch.setattr(bursts, "SYMBOLS_MAX", BURST_MIN)
     decoder = TradeDecoder()
     frames = [frame(f"X{number}USDT") for number in range(3 * BURST_MIN)]
     check_same(decoder, frames)
-    assert len(decoder._known) == BURST_MIN
-    assert check_same(decoder, frames[:BURST_MIN]).columns is not None
+    assert len(decoder._known) <= BURST_MIN
+    real = frames[:BURST_MIN]
+    check_same(decoder, real)
+    assert check_same(decoder, real).columns is not None
+
+
+@pytest.mark.parametrize(
+    "outlier",
+    [
+        {"price": "0.00000000000001"},
+        {"price": "83091.7000000001"},
+        {"quantity": "0.00000000000001"},
+        {"price": "0.00000000000001", "quantity": "0.00000000000001"},
+        {"price": "9999999999999999", "quantity": "9999999999999999"},
+        {"price": "99999999999999999999", "quantity": "9"},
+    ],
+)
+def test_a_number_longer_than_all_before_does_not_switch_columns_off(outlier):
+    """One odd number costs some chunks their columns, and never those for good."""
+    decoder = warm()
+    check_same(decoder, [*burst(), frame(**outlier)])
+    units = set()
+    last = 0
+    for number in range(3 * SKIPPED_CHUNKS):
+        columns = check_same(decoder, burst(seed=number)).columns
+        if columns is None:
+            last = number
+            continue
+        units.add(id(columns.units))
+        if group(columns) is None:
+            last = number
+            decoder.make_coarse(columns)
+    assert last < 2 * SKIPPED_CHUNKS
+    assert len(units) <= 4
+
+
+def test_numbers_that_do_not_go_together_do_not_make_every_chunk_pay():
+    """Two prices of one symbol that no common unit fits cost few new tables."""
+    decoder = warm()
+    tables = set()
+    kept = []
+    for number in range(4 * SKIPPED_CHUNKS):
+        price = "0.00000000000001" if number % 2 else "99999999999999.9"
+        check_same(decoder, [*burst(), frame(price=price)])
+        kept.append(decoder._tables)
+        tables.add(id(decoder._tables))
+    assert len(tables) <= 12
+
+
+@pytest.mark.parametrize("fills", [wire.FILLS_MAX, wire.FILLS_MAX + 1, 10**14])
+def test_as_many_fills_as_are_believed(decoder, fills):
+    """A trade that claims more fills than the bound is refused, alone and in a burst alike."""
+    frames = [*burst(), frame(first="1", last=str(fills))]
+    found = check_same(decoder, frames)
+    assert found.rejected == (fills > wire.FILLS_MAX)

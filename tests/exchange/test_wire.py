@@ -268,8 +268,8 @@ def test_contract_info_is_decoded():
 
 def test_answers_are_decoded():
     """Acknowledgements and both forms of an error are told apart, with the request's id."""
-    assert wire.decode_frame(b'{"result":null,"id":7}') == wire.Ack(7, None)
-    assert wire.decode_frame(b'{"result":["a@b"],"id":"x"}') == wire.Ack(wire.NO_ID, ["a@b"])
+    assert wire.decode_frame(b'{"result":null,"id":7}') == wire.Ack(7)
+    assert wire.decode_frame(b'{"result":["a@b"],"id":"x"}') == wire.Ack(wire.NO_ID)
     refused = b'{"error":{"code":3,"msg":"Invalid JSON"}}'
     assert wire.decode_frame(refused) == wire.WireError(3, "Invalid JSON", wire.NO_ID)
     refused = b'{"code":2,"msg":"Invalid request","id":4}'

@@ -72,6 +72,14 @@ class Shard:
         """Put trades that come as columns into their minutes: the same as `apply_trades`."""
         return trades.apply_runs(self._state, runs)
 
+    def refuse_trades(self, refused: Iterable[tuple[str, int | None]]) -> Facts:
+        """Owe the minutes of trades that the edge has refused: see `trades.refuse`."""
+        facts = Facts()
+        for symbol, time_ms in refused:
+            if state := self._state.settled(symbol):
+                trades.refuse(self._state, state, time_ms, facts)
+        return facts
+
     def tick(self, minute_ms: int) -> Facts:
         """Seal every bar that ends at or before `minute_ms`, in order, and open what begins."""
         facts = Facts()

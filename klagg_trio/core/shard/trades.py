@@ -20,15 +20,18 @@ from klagg_trio.core.columns import (
     PendingMinute,
     TradeRuns,
 )
-from klagg_trio.core.facts import Facts
-from klagg_trio.core.intervals import MINUTE, MINUTE_MS
-from klagg_trio.core.shard.evidence import Findings, admit
+from klagg_trio.core.facts import Event, Facts
+from klagg_trio.core.intervals import DAY_MS, MINUTE, MINUTE_MS
+from klagg_trio.core.shard.evidence import Findings, admit, feed_lost
 from klagg_trio.core.shard.restate import apply_findings, apply_late
 from klagg_trio.core.shard.state import ShardState, SymbolState
 from klagg_trio.core.trade import Trade
 
 AHEAD_MS_MAX: Final = 10 * MINUTE_MS
 """A trade further ahead of the clock than this is nonsense; ten minutes outlast a slow resync."""
+
+BEHIND_MS_MAX: Final = DAY_MS
+"""A trade further behind is nonsense too: streams repeat nothing, and ids tell what was missed."""
 
 
 def apply_trades(shard: ShardState, trades: Iterable[Trade]) -> Facts | None:
@@ -128,10 +131,39 @@ def _ask_next_ids(shard: ShardState, pending: PendingMinute, runs: TradeRuns) ->
             next_id[index] = NEVER if known is None else known
 
 
+def refuse(shard: ShardState, state: SymbolState, time_ms: int | None, facts: Facts) -> None:
+    """Doubt the minute that lacks a refused trade: that of its time, or else the running one.
+
+    It is as if the feed had been lost for that minute. The price after it is doubtful too, and the
+    next trade tells by its id whether something is missing; nothing else of the trade is believed.
+    """
+    at_ms = time_ms if time_ms is not None and _may_be(shard, state, time_ms) else None
+    open_ms = state.minute.open_ms if at_ms is None else MINUTE.floor(at_ms)
+    end_ms = open_ms + MINUTE_MS
+    if state.live_since_ms is None or state.live_since_ms >= end_ms:
+        return  # nobody vouches for that minute anyhow
+    findings = Findings()
+    was_live = state.lost_ms is None
+    feed_lost(shard, state, open_ms, findings)
+    if was_live:
+        state.live_since_ms, state.lost_ms = end_ms, None
+    findings.events.append(
+        Event(shard.minute_ms, "rejected", state.symbol, "a trade was refused; its minute is owed")
+    )
+    apply_findings(shard, state, findings, facts)
+
+
+def _may_be(shard: ShardState, state: SymbolState, time_ms: int) -> bool:
+    """Whether a trade may have been made at that time, by the clock."""
+    ahead_ms = time_ms - state.minute.end_ms
+    return ahead_ms < AHEAD_MS_MAX and time_ms >= shard.minute_ms - BEHIND_MS_MAX
+
+
 def _apply_unusual(shard: ShardState, state: SymbolState, trade: Trade, facts: Facts) -> None:
     """Apply a trade that jumps, repeats, is out of order, or is not of the running minute."""
-    if trade.time_ms >= state.minute.end_ms + AHEAD_MS_MAX:
+    if not _may_be(shard, state, trade.time_ms):
         shard.trades.rejected += 1
+        refuse(shard, state, trade.time_ms, facts)
         return
     findings = Findings()
     admitted = admit(shard, state, trade, findings)
