@@ -105,7 +105,7 @@ def status_line(vitals: Vitals) -> str:
         health + (f" ({reason})" if reason else ""),
         f"tick {_next_tick(vitals, before='in ')}",
         f"{vitals.symbols:,} symbols",
-        f"sealed {bars.sealed:,} flat {bars.flat:,} suspect {vitals.suspect_minutes:,}",
+        f"sealed {bars.sealed:,} bars, {bars.flat:,} flat, {vitals.owed_minutes:,} minutes owed",
         f"{_rate(vitals)} on {_live(vitals)} connections",
         f"inbox {inbox:,}",
         f"commit {writer.last_commit_ms:,.0f} ms",
@@ -281,8 +281,8 @@ def _bars(vitals: Vitals, width: int, *, low: bool) -> Section:
         (
             ("sealed", f"{bars.sealed:,}"),
             ("flat", f"{bars.flat:,}"),
-            ("suspect", f"{vitals.suspect_minutes:,} min"),
-            ("repaired", f"{vitals.repaired_minutes:,}"),
+            ("owed", f"{vitals.owed_minutes:,} min"),
+            ("repaired", f"{vitals.repaired_minutes:,} min"),
             ("official", f"{bars.official:,}"),
             ("restated", f"{bars.restated:,}"),
         ),
@@ -381,7 +381,7 @@ def _fields(*fields: Field, width: int, lines: int = 1) -> Section:
         if rows[-1]:
             rows[-1].append("  ")
         rows[-1].append(f"{name} ", style=QUIET)
-        warned = name == "suspect" and not value.startswith("0 ")
+        warned = name == "owed" and not value.startswith("0 ")
         rows[-1].append(value, style="bold yellow" if warned else "bold")
     return rows
 

@@ -248,6 +248,8 @@ class Feed:
         self._connection_scope = trio.CancelScope()
         self._dropped = ""
         self._session: _Session | None = None
+        self._trouble = ""
+        """What ended the last attempt, until a connection is live again."""
         self._failures = 0
         self._jitter = random.Random(name)
         self._frames = 0
@@ -263,6 +265,7 @@ class Feed:
                 with trio.CancelScope() as self._connection_scope:
                     reason = await self._connect()
                 reason = self._dropped or reason
+                self._trouble = reason
                 self.reconnects += 1
                 self._counts.reconnects += 1
                 self._failures += 1
@@ -401,6 +404,7 @@ class Feed:
         self._failures = 0
         if not session.asked:
             self.state = "live"
+            self._trouble = ""
             self.live_since_s = self.live_since_s or trio.current_time()
 
     async def _lose(self, reason: str) -> None:
@@ -445,6 +449,7 @@ class Feed:
             silent_s=now_s - session.data_s if session else 0.0,
             delay_ms=self.delay_ms or 0.0,
             reconnects=self.reconnects,
+            trouble=self._trouble,
         )
 
 

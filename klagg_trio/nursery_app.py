@@ -43,7 +43,7 @@ from klagg_trio.silence import SilenceWatch
 from klagg_trio.store.database import Database
 from klagg_trio.store.thread import RunInThread
 from klagg_trio.tick import Grace, MinuteClock, ServerClock, run_resync, run_sentinel
-from klagg_trio.vitals import ShardVitals, SymbolVitals, Vitals
+from klagg_trio.vitals import ConnectionVitals, ShardVitals, SymbolVitals, Vitals
 from klagg_trio.worker import run_worker
 from klagg_trio.writer import OnCommit, Writer
 
@@ -57,6 +57,9 @@ REPEATED: Final = frozenset(
     ("repair failed", "audit failed", "check failed", "discovery", "rejected")
 )
 REPEATED_MS: Final = 60_000
+
+REASON_LENGTH_MAX: Final = 160
+"""Characters of why a connection is not up, in health's reason."""
 
 EVENT_LENGTH_MAX: Final = 500
 """Characters of one event's text."""
@@ -252,10 +255,10 @@ class App:
         writer = self.writer.statistics()
         owed = sum(state.suspects.minutes for state in states)
         health, reason = "good", ""
-        if down := [c.name for c in connections if c.state != "live"]:
-            health, reason = "degraded", f"connecting: {', '.join(down)}"
+        if down := [each for each in connections if each.state != "live"]:
+            health, reason = "degraded", _connecting(down)
         elif owed:
-            health, reason = "degraded", f"{owed} minutes are suspect"
+            health, reason = "degraded", f"{owed:,} minutes owed"
         if clock.sampled_s > self.settings.offset_valid_s / 2:
             health, reason = "bad", f"exchange time is {clock.sampled_s:.0f} s old"
         elif writer.trouble:
@@ -278,7 +281,7 @@ class App:
             received=self.feeds.counts.received,
             symbols=len(states),
             intervals=self.start.intervals,
-            suspect_minutes=owed,
+            owed_minutes=owed,
             repaired_minutes=self.repair.repaired_minutes,
             audit=self.auditor.statistics(),
             rotations=self.feeds.rotations,
@@ -381,6 +384,16 @@ class App:
             await self.to_writer.send(cmd.Amended(0, Facts(events=events)))
             for _ in events:
                 self._events.popleft()
+
+
+def _connecting(down: Sequence[ConnectionVitals]) -> str:
+    """Say which connections are not up, and why: those with one reason together."""
+    names: dict[str, list[str]] = {}
+    for each in down:
+        names.setdefault(plain(each.trouble, REASON_LENGTH_MAX), []).append(each.name)
+    return "connecting: " + "; ".join(
+        ", ".join(some) + (f" ({reason})" if reason else "") for reason, some in names.items()
+    )
 
 
 async def run_app(

@@ -45,6 +45,8 @@ class ConnectionVitals:
     delay_ms: float
     """Mean one-way delay of recent trades, event time to receipt."""
     reconnects: int
+    trouble: str = ""
+    """Why it is not live: what ended the last attempt. Empty where nothing has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +134,7 @@ class Vitals:
     """Trades received over all connections, undecodable ones included."""
     symbols: int
     intervals: tuple[str, ...]
-    suspect_minutes: int
+    owed_minutes: int
     """Minutes that repair owes now."""
     repaired_minutes: int = 0
     """Minutes replaced by official ones since the start."""

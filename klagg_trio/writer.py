@@ -23,6 +23,7 @@ cut is stored: a restart never finds a snapshot that is ahead of the database.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -44,6 +45,11 @@ log = logging.getLogger(__name__)
 
 EVENTS_KEPT: Final = 200
 """Newest events, for the dashboard; the database has the others."""
+
+BUSY: Final = "the database is held by another program: waiting"
+
+TELL_AGAIN_S: Final = 300.0
+"""Trouble that comes and goes is logged no oftener."""
 
 RETRY_PAUSES_S: Final = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0, 30.0)
 """Two minutes in all: enough to make room on a full disk, and for the feeds to stay open."""
@@ -84,6 +90,8 @@ class Writer:
         self.retries = 0
         self.trouble = ""
         """What the disk says while a commit waits to be tried again."""
+        self._told = (-math.inf, "")
+        """When trouble was logged last, and which."""
 
     async def run(self) -> None:
         """Store all that comes until every sender has closed the channel."""
@@ -174,11 +182,13 @@ class Writer:
             ) from error
 
     def _tell(self, error: StoreError) -> None:
-        """Keep what the disk says for the picture, and log it once while it says the same."""
-        trouble = str(error) if isinstance(error, BusyError) else f"disk: {error}"
-        if trouble != self.trouble:
-            log.warning("%s", trouble)
-        self.trouble = trouble
+        """Keep what the disk says for the picture, and log it once while it goes on."""
+        self.trouble = BUSY if isinstance(error, BusyError) else f"disk: {error}"
+        now_s = trio.current_time()
+        told_s, told = self._told
+        if told != self.trouble or now_s - told_s > TELL_AGAIN_S:
+            log.warning("%s", error)
+            self._told = (now_s, self.trouble)
 
     # -- Reading -------------------------------------------------------------------------------
 

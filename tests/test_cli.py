@@ -4,10 +4,13 @@ import contextlib
 import json
 import logging
 import os
+import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from decimal import Decimal
 from pathlib import Path
@@ -525,3 +528,328 @@ def test_settings_default_matches_help(capsys):
     """The help names the default data directory that the settings have."""
     cli.execute(["run", "--help"])
     assert f"[default: {Settings().data_dir}]" in capsys.readouterr().out
+
+
+# -- Damage, locks, outputs ------------------------------------------------------------------------
+
+NOWHERE = ["--rest-url", "http://127.0.0.1:9"]
+NO_FEED = ["--ws-url", "ws://127.0.0.1:9"]
+
+READERS = {
+    "status": [],
+    "export": [],
+    "verify": [],
+    "audit": NOWHERE,
+    "doctor": [*NOWHERE, *NO_FEED],
+}
+WRITERS = {"run": ["--headless", "--intervals", "1m,5m", *NOWHERE, *NO_FEED], "backfill": NOWHERE}
+
+
+@pytest.fixture
+def _no_second_try(monkeypatch):
+    """Nobody is there: ask once."""
+    monkeypatch.setattr("klagg_trio.exchange.rest.ATTEMPTS", 1)
+
+
+def flipped(content):
+    """Every third page has lost its head."""
+    damaged = bytearray(content)
+    for at in range(2 * 4_096, len(content), 3 * 4_096):
+        damaged[at : at + 8] = bytes(octet ^ 0xFF for octet in damaged[at : at + 8])
+    return bytes(damaged)
+
+
+DAMAGE = {
+    "flipped pages": flipped,
+    "truncated": lambda content: content[: len(content) // 2],
+    "cut within a page": lambda content: content[: 10 * 4_096 + 77],
+    "no database": lambda content: b"this is no database at all\n" * 999,
+    "a flipped header": lambda content: content[:20] + b"\xff" + content[21:],
+}
+
+
+@pytest.mark.usefixtures("_no_second_try")
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("command", [*READERS, *WRITERS])
+def test_damage_is_65_for_every_command(command, damage, place, stored, capsys):
+    """One line that says so, never a traceback, and the file is left as it is."""
+    path = stored / "klagg.db"
+    damaged = DAMAGE[damage](path.read_bytes())
+    path.write_bytes(damaged)
+    snapshot_in(stored)
+    arguments = [command, "--data-dir", str(stored), *READERS.get(command, WRITERS.get(command))]
+    assert cli.execute(arguments) == 65
+    shown = capsys.readouterr()
+    assert "damaged" in shown.err + shown.out or "no usable database" in shown.err
+    assert path.read_bytes() == damaged
+
+
+@pytest.mark.usefixtures("_no_second_try")
+@pytest.mark.parametrize("command", READERS)
+@pytest.mark.parametrize("content", [b"", "sqlite"])
+def test_a_database_of_something_else_is_65(command, content, place, capsys):
+    """An empty file, or tables of another program."""
+    data_dir = place / "D"
+    data_dir.mkdir()
+    path = data_dir / "klagg.db"
+    if content == "sqlite":
+        with contextlib.closing(sqlite3.connect(path)) as connection:
+            connection.execute("CREATE TABLE x (a)")
+            connection.commit()
+    else:
+        path.write_bytes(content)
+    assert cli.execute([command, "--data-dir", str(data_dir), *READERS[command]]) == 65
+
+
+def test_any_flipped_bit_is_no_traceback(stored, capsys):
+    """Status reads what klagg wrote as JSON and numbers: damage there is told too."""
+    path = stored / "klagg.db"
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        for key, value in (("last_tick", "12a"), ("trades", "{"), ("audit", "[1]")):
+            connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+            connection.commit()
+            assert cli.execute(["status", "--data-dir", str(stored)]) == 65
+            connection.execute("DELETE FROM meta WHERE key = ?", (key,))
+            connection.commit()
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@contextlib.contextmanager
+def held(path):
+    """Hold a database for writing, as another program would."""
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield connection
+    finally:
+        connection.close()
+
+
+def test_another_programs_hold_is_told_once_and_waited_for(stored, capsys, monkeypatch):
+    """Not "check the disk": who is in the way, that klagg waits; then it goes on."""
+    monkeypatch.setattr("klagg_trio.store.database.OPEN_TIMEOUT_MS", 50)
+    path = stored / "klagg.db"
+    with held(path) as other:
+        # An older database has to be brought up to date, for which it has to be written.
+        monkeypatch.setattr("klagg_trio.store.database.migrate", write_something)
+        threading.Timer(0.4, other.rollback).start()
+        start.open_database(stored).close()
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert "another program holds" in told
+    assert "waits" in told
+    assert "disk" not in told
+
+
+def write_something(connection):
+    """Do what a migration does first."""
+    connection.execute("BEGIN IMMEDIATE")
+    connection.execute("COMMIT")
+
+
+def test_a_hold_that_does_not_end_is_75(stored, monkeypatch):
+    """Like any other lock: later."""
+    monkeypatch.setattr("klagg_trio.store.database.OPEN_TIMEOUT_MS", 10)
+    monkeypatch.setattr("klagg_trio.store.database.migrate", write_something)
+    monkeypatch.setattr(start, "BUSY_S_MAX", 0.1)
+    with held(stored / "klagg.db"), pytest.raises(errors.BusyError) as caught:
+        start.open_database(stored)
+    assert caught.value.exit_code == 75
+
+
+async def test_a_backfill_waits_for_another_program(stored, capsys, autojump_clock):
+    """Each of its writes, and says so once."""
+    calls = []
+
+    async def run(function):
+        calls.append(function)
+        if len(calls) in (1, 2, 4):
+            raise errors.BusyError("another program holds it")
+        return len(calls)
+
+    patiently = start.patient(run)
+    assert await patiently(print) == 3
+    assert await patiently(print) == 5
+    assert capsys.readouterr().err.count("another program holds") == 1
+
+
+def test_readers_do_not_mind_a_writer(stored, capsys):
+    """A hold for writing hides nothing from those who read."""
+    with held(stored / "klagg.db"):
+        for command in ("status", "export", "verify"):
+            assert cli.execute([command, "--data-dir", str(stored)]) == 0
+
+
+OWN = ["klagg.db", "klagg.db-wal", "klagg.db-shm", "initial_state.cbor", "klagg.lock"]
+
+
+def ways_to(path, place):
+    """Return names that lead to a file: its own, links, and a way round."""
+    yield str(path)
+    yield f"{path.parent}/../{path.parent.name}/{path.name}"
+    (place / "soft.csv").symlink_to(path)
+    yield "soft.csv"
+    if path.suffix == ".db" and path.exists():
+        os.link(path, place / "hard.csv")
+        yield "hard.csv"
+
+
+@pytest.mark.parametrize("name", OWN)
+@pytest.mark.parametrize("command", ["export", "replay"])
+def test_no_output_overwrites_klaggs_own_files(command, name, stored, place, capsys):
+    """By any name, also where it does not exist yet."""
+    path = stored / name
+    before = path.read_bytes() if path.exists() else None
+    trades = place / "AAAUSDT.csv"
+    trades.write_text("0,100.0,0.1,1000,1001,1751328000000,false\n")
+    arguments = ["export", "--data-dir", str(stored)] if command == "export" else []
+    arguments = arguments or ["replay", str(trades)]
+    for out in ways_to(path, place):
+        assert cli.execute([*arguments, "--out", out]) == 2, out
+        assert "klagg reads or keeps" in capsys.readouterr().err
+    assert before is None or path.read_bytes() == before
+
+
+def test_the_log_is_no_output_over_the_database_either(stored, monkeypatch, capsys):
+    """A log_file that names it is an error of the configuration."""
+    monkeypatch.setenv("KLAGG_LOG_FILE", str(stored / "klagg.db"))
+    before = (stored / "klagg.db").read_bytes()
+    assert cli.execute(["backfill", "--data-dir", str(stored), *NOWHERE]) == 78
+    assert (stored / "klagg.db").read_bytes() == before
+
+
+def test_an_output_is_whole_or_not_there(stored, place, monkeypatch, capsys):
+    """A failure in the middle leaves what was there before, and nothing beside it."""
+    out = place / "bars.csv"
+    out.write_text("before")
+    out.chmod(0o640)
+    real = Path.replace
+
+    def fail(self, target):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", fail)
+    assert cli.execute(["export", "--data-dir", str(stored), "--out", str(out)]) == 74
+    assert "No space left" in complaint(capsys)
+    assert out.read_text() == "before"
+    assert sorted(each.name for each in place.iterdir()) == ["bars.csv", "data"]
+    monkeypatch.setattr(Path, "replace", real)
+    (place / "link.csv").symlink_to(out)
+    assert cli.execute(["export", "--data-dir", str(stored), "--out", "link.csv"]) == 0
+    assert (place / "link.csv").is_symlink()
+    assert out.read_text().startswith("symbol,")
+    assert out.stat().st_mode & 0o777 == 0o640
+
+
+def test_a_replay_does_not_overwrite_what_it_reads(place, capsys):
+    """--out that is the file of trades itself."""
+    trades = place / "AAAUSDT.csv"
+    trades.write_text("0,100.0,0.1,1000,1001,1751328000000,false\n")
+    assert cli.execute(["replay", str(trades), "--out", str(trades)]) == 2
+    assert trades.read_text().startswith("0,100.0")
+    trades.write_text("garbage\n")
+    assert cli.execute(["replay", str(trades), "--out", "bars.csv"]) == 65
+    assert not (place / "bars.csv").exists()
+
+
+def test_devices_are_written_directly(stored, capfd):
+    """/dev/stdout and pipes cannot be replaced by another file."""
+    assert cli.execute(["export", "--data-dir", str(stored), "--out", "/dev/stdout"]) == 0
+    assert capfd.readouterr().out.startswith("symbol,interval")
+
+
+@pytest.mark.usefixtures("_no_second_try")
+@pytest.mark.parametrize("command", ["export", "audit"])
+def test_spans_count_from_the_last_tick(command, stored, monkeypatch, capsys):
+    """A laptop's clock that is a year ahead, or klagg off for a year, changes nothing."""
+    monkeypatch.setattr(start, "wall_ms", lambda: CUT_MS + 400 * 86_400_000)
+    arguments = ["--data-dir", str(stored), "--since", "2m", "--intervals", "1m"]
+    if command == "export":
+        assert cli.execute(["export", *arguments]) == 0
+        assert len(capsys.readouterr().out.splitlines()) == 1 + 2
+    else:
+        assert cli.execute(["audit", *arguments, *NOWHERE]) == 69  # there are bars to ask about
+
+
+def test_what_comes_next_has_the_flags_that_are_needed(place, stored, capsys, monkeypatch):
+    """Those that were given as flags; what a variable says needs none."""
+    from klagg_trio.settings import load
+
+    flags = {"data_dir": "my data", "rest_url": "http://127.0.0.1:9", "symbols": "A"}
+    loaded = load(flags, {"KLAGG_WS_URL": "ws://127.0.0.1:8"}, place)
+    assert start.command_here("klagg run", loaded) == (
+        "klagg run --data-dir 'my data' --rest-url http://127.0.0.1:9"
+    )
+    assert start.command_here("klagg status", loaded) == "klagg status --data-dir 'my data'"
+    assert start.command_here("klagg run", load({}, {}, place)) == "klagg run"
+
+
+def test_home_is_meant_by_a_tilde(place, monkeypatch):
+    """In flags, variables and files alike."""
+    from klagg_trio.settings import load
+
+    monkeypatch.setenv("HOME", "/home/me")
+    (place / "klagg.toml").write_text('log_file = "~/klagg.log"\n')
+    for flags, environment in (({"data_dir": "~/bars"}, {}), ({}, {"KLAGG_DATA_DIR": "~/bars"})):
+        settings = load(flags, environment, place).settings
+        assert settings.data_dir == Path("/home/me/bars")
+        assert settings.log_file == Path("/home/me/klagg.log")
+    with pytest.raises(errors.ConfigurationError, match="home"):
+        load({"data_dir": "~nobody-of-that-name/x"}, {}, place)
+
+
+# -- Doctor ----------------------------------------------------------------------------------------
+
+
+def doctor(stored, capsys):
+    """Return doctor's checks by name, and its exit code."""
+    code = cli.execute(["doctor", "--json", "--data-dir", str(stored), *NOWHERE, *NO_FEED])
+    return {each["check"]: each for each in json.loads(capsys.readouterr().out)}, code
+
+
+@pytest.mark.usefixtures("_no_second_try")
+def test_doctor_knows_room_and_how_long_it_lasts(stored, capsys, monkeypatch):
+    """Free space, and the days until it is full at the growth of the last stored day."""
+    usage = shutil.disk_usage(stored)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage._replace(free=10**12))
+    checks, _ = doctor(stored, capsys)
+    assert checks["room"]["ok"]
+    assert "1,000.0 GB free, full in" in checks["room"]["text"]
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage._replace(free=2 * 2**20))
+    checks, code = doctor(stored, capsys)
+    assert not checks["room"]["ok"]
+    assert "make room" in checks["room"]["text"]
+    assert code == 74
+
+
+@pytest.mark.usefixtures("_no_second_try")
+def test_doctor_finds_damage_wherever_it_is(stored, capsys):
+    """A page in the middle of the file, which no question of a day's work would meet."""
+    snapshot_in(stored)
+    path = stored / "klagg.db"
+    content = bytearray(path.read_bytes())
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        page = connection.execute(
+            "SELECT rootpage FROM sqlite_master WHERE name = 'events'"
+        ).fetchone()[0]
+    content[(page - 1) * 4_096] ^= 0xFF
+    path.write_bytes(content)
+    checks, code = doctor(stored, capsys)
+    assert not checks["database"]["ok"]
+    assert code == 65
+
+
+@pytest.mark.usefixtures("_no_second_try")
+def test_doctor_shows_the_way_and_a_proxy_that_cannot_be_used(stored, capsys, monkeypatch):
+    """Straight to this machine; a socks proxy is an error of the configuration."""
+    checks, _ = doctor(stored, capsys)
+    assert checks["way"]["text"] == "REST straight, websocket straight"
+    monkeypatch.setenv("HTTPS_PROXY", "socks5://me:secret@p:1080")
+    arguments = ["--data-dir", str(stored), "--rest-url", "https://x.test"]
+    snapshot_in(stored)
+    for command in ("run", "backfill", "audit"):
+        more = ["--intervals", "1m,5m"] if command == "run" else []
+        assert cli.execute([command, *arguments, *more]) == 78
+        told = capsys.readouterr().err
+        assert "HTTPS_PROXY" in told
+        assert "secret" not in told

@@ -55,7 +55,7 @@ HEALTHY = Vitals(
     received=1_000_057,
     symbols=500,
     intervals=("1m", "5m"),
-    suspect_minutes=0,
+    owed_minutes=0,
     repaired_minutes=50,
     audit=AuditVitals(9_990, 10, 0),
     busiest=(SYMBOL, replace(SYMBOL, symbol="我踏马来了USDT"), replace(SYMBOL, symbol="[red]X[/]")),
@@ -70,7 +70,7 @@ TROUBLED = replace(
     clock=replace(HEALTHY.clock, next_tick_s=-14.0),
     connections=(CONNECTION, replace(CONNECTION, name="1.2", state="connecting")),
     writer=replace(HEALTHY.writer, trouble="disk: the disk is full"),
-    suspect_minutes=1_234,
+    owed_minutes=1_234,
     events=(Event(NOON_MS, "gap", "BTCUSDT", "3 trades\x1b[2J missing"),),
 )
 
@@ -94,7 +94,7 @@ LONG_RUN = replace(
     bars=BarCounts(sealed=12_345_678, flat=1_234_567, official=2_345_678, restated=345_678),
     trades=TradeCounts(in_bars=1_234_000_000, duplicate=567_890, late=123_456, rejected=12_345),
     received=1_234_703_691,
-    suspect_minutes=1_234_567,
+    owed_minutes=1_234_567,
     repaired_minutes=3_456_789,
 )
 """Every number about as long as it can become."""
@@ -159,7 +159,7 @@ def test_nothing_is_lost_in_a_long_run(width, height):
     for word in (
         "3/3 live, 370,368 messages/s",
         "sealed 12,345,678",
-        "suspect 1,234,567 min",
+        "owed 1,234,567 min",
         "repaired 3,456,789",
         "official 2,345,678",
         "restated 345,678",
@@ -190,7 +190,7 @@ def test_what_a_person_wants_to_know_is_there(width, height):
         "1:02:05",
         "sealed 98,765",
         "flat 4,321",
-        "suspect 0 min",
+        "owed 0 min",
         "trades 1,000,057",
         "late 34",
         "equal 99.90 %",
@@ -307,7 +307,7 @@ def test_status_line_is_one_line():
     """Where there is no terminal, one line says how it is."""
     line = status_line(TROUBLED)
     assert "\n" not in line
-    for word in ("2025-01-01 12:00:00 UTC", "the tick is 14 s late)", "suspect 1,234", "1/2"):
+    for word in ("2025-01-01 12:00:00 UTC", "the tick is 14 s late)", "1,234 minutes owed", "1/2"):
         assert word in line, word
 
 

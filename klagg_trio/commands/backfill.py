@@ -21,6 +21,7 @@ from klagg_trio.commands.start import (
     locked,
     open_database,
     open_rest,
+    patient,
     set_up_log,
     wait_signal,
 )
@@ -70,7 +71,7 @@ async def _run(
                 settings,
                 rest,
                 database=database,
-                run_in_thread=one_thread(),
+                run_in_thread=patient(one_thread()),
                 on_progress=on_progress,
             )
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import shutil
@@ -110,8 +111,9 @@ def _room(settings: Settings) -> str:
         free = shutil.disk_usage(settings.data_dir).free
     except OSError as error:
         raise StoreError(f"{settings.data_dir} cannot be looked at ({error.strerror})") from error
-    text = f"{_bytes(free)} free"
-    grown = _bytes_a_day(settings)
+    text, grown = f"{_bytes(free)} free", 0.0
+    with contextlib.suppress(DamagedDataError, StoreError):  # the next check tells of it
+        grown = _bytes_a_day(settings)
     days = free / grown if grown else math.inf
     if grown:
         text += f", full in {_days(days)} at {_bytes(grown)} a day"

@@ -46,7 +46,9 @@ def whole_file(out: str, *, option: str = "--out", apart: Iterable[Path] = ()) -
     refuse_own(out, option, apart)
     target = Path(os.path.realpath(out))
     try:
-        if target.exists() and not target.is_file():
+        # What /dev/stdout leads to may be a file, but not one to put another in the place of.
+        is_device = os.path.abspath(out).startswith(("/dev/", "/proc/"))
+        if is_device or (target.exists() and not target.is_file()):
             yield Path(out)
             return
         part = target.with_name(f".{target.name}.{os.getpid()}{PART}")
@@ -69,16 +71,23 @@ def whole_file(out: str, *, option: str = "--out", apart: Iterable[Path] = ()) -
 
 
 def refuse_own(out: str, option: str, apart: Iterable[Path] = ()) -> None:
-    """Raise click.BadParameter where `out` is a file of klagg's own, by name or by contents."""
-    target = Path(os.path.realpath(out))
-    own = target.name in OWN_NAMES or _starts_like_ours(target)
-    for path in apart:
-        with contextlib.suppress(OSError):
-            own = own or target == Path(os.path.realpath(path)) or target.samefile(path)
-    if own:
+    """Raise click.BadParameter where `out` is a file of klagg's own, or one of `apart`."""
+    if is_own(Path(out), apart):
         raise click.BadParameter(
             f"{out} is a file that klagg reads or keeps; name another one", param_hint=option
         )
+
+
+def is_own(path: Path, apart: Iterable[Path] = ()) -> bool:
+    """Whether a path leads to a file of klagg's own, by name, contents or as the same file."""
+    target = Path(os.path.realpath(path))
+    if target.name in OWN_NAMES or _starts_like_ours(target):
+        return True
+    for other in apart:
+        with contextlib.suppress(OSError):
+            if target == Path(os.path.realpath(other)) or target.samefile(other):
+                return True
+    return False
 
 
 def _starts_like_ours(path: Path) -> bool:

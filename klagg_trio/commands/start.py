@@ -7,15 +7,15 @@ import logging
 import os
 import shlex
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from klagg_trio import interrupt
-from klagg_trio.core.errors import BusyError, LockedError, StoreError
+from klagg_trio.core.errors import BusyError, ConfigurationError, LockedError, StoreError
 from klagg_trio.core.intervals import INTERVALS
 from klagg_trio.core.plain import plain
 from klagg_trio.settings import Loaded, Settings, load, parse_duration_s, parse_since
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from klagg_trio.exchange.stream import Dial
     from klagg_trio.exchange.weight import WeightGate
     from klagg_trio.store.database import Database
+    from klagg_trio.store.thread import RunInThread
 
 LOCK_NAME: Final = "klagg.lock"
 DATABASE_NAME: Final = "klagg.db"
@@ -151,6 +152,29 @@ def open_database(data_dir: Path) -> Database:
             told = True
 
 
+def patient(run: RunInThread) -> RunInThread:
+    """Have each call wait while another program holds the database, and say so once."""
+    told = False
+
+    async def run_patiently(function: Callable[..., Any], *args: object) -> Any:  # noqa: ANN401
+        import trio
+
+        nonlocal told
+        until_s = time.monotonic() + BUSY_S_MAX
+        while True:
+            try:
+                return await run(function, *args)
+            except BusyError as error:
+                if time.monotonic() > until_s:
+                    raise
+                if not told:
+                    click.echo(f"klagg: {plain(str(error))}", err=True)
+                told = True
+                await trio.sleep(1.0)
+
+    return run_patiently
+
+
 # -- Log -------------------------------------------------------------------------------------------
 
 
@@ -188,6 +212,12 @@ def set_up_log(settings: Settings) -> None:
     root.addHandler(warnings)
     if settings.log_file is None:
         return
+    from klagg_trio.commands.output import is_own
+
+    if is_own(settings.log_file):
+        raise ConfigurationError(
+            f"log_file {settings.log_file} is a file that klagg keeps; name another one"
+        )
     try:
         file = logging.FileHandler(settings.log_file, encoding="utf-8")
     except OSError as error:

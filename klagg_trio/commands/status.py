@@ -23,9 +23,12 @@ from klagg_trio.core.errors import DamagedDataError
 from klagg_trio.core.intervals import DAY_MS
 from klagg_trio.core.plain import plain
 from klagg_trio.settings import Loaded
-from klagg_trio.store.reading import reading
+from klagg_trio.store.reading import reading, select_suspects
 
 EVENTS_SHOWN: Final = 5
+
+SUSPECTS_MAX: Final = 100_000
+"""Suspect bars counted; more of them is no better news."""
 
 
 def run_command(flags: Mapping[str, str | None], *, as_json: bool) -> int:
@@ -36,14 +39,14 @@ def run_command(flags: Mapping[str, str | None], *, as_json: bool) -> int:
     try:
         with reading(path) as connection:
             status = _read(connection, data_dir)
+        if not as_json:
+            _tell(status, loaded)
     except (ValueError, LookupError, TypeError, OverflowError) as error:
         raise DamagedDataError(
             f"{path} holds what klagg never writes ({error}); see: klagg verify"
         ) from error
     if as_json:
         click.echo(json.dumps(status, ensure_ascii=False))
-    else:
-        _tell(status, loaded)
     return 0
 
 
@@ -71,6 +74,7 @@ def _read(connection: sqlite3.Connection, data_dir: Path) -> dict[str, Any]:
         "behind_s": round((wall_ms() - last_tick_ms) / 1_000, 1),
         "symbols": len(symbols),
         "minutes_of_last_day": sources,
+        "suspect_bars_stored": len(select_suspects(connection, SUSPECTS_MAX)),
         "trades": json.loads(meta.get("trades", "{}")),
         "audit": json.loads(meta.get("audit", "{}")),
         "repair": json.loads(meta.get("repair", "{}")),
@@ -118,7 +122,10 @@ def _tell(status: dict[str, Any], loaded: Loaded) -> None:
         backfill, run = (command_here(f"klagg {name}", loaded) for name in ("backfill", "run"))
         click.echo(f"no tick yet; next: {backfill}; then: {run}")
     sources = ", ".join(f"{n:,} {source}" for source, n in status["minutes_of_last_day"].items())
-    click.echo(f"minutes of the last day: {sources or 'none'}")
+    click.echo(f"minutes stored of the last day, by source: {sources or 'none'}")
+    suspects = status["suspect_bars_stored"]
+    more = " or more" if suspects == SUSPECTS_MAX else ""
+    click.echo(f"suspect bars stored, of any age and interval: {suspects:,}{more}")
     if trades := status["trades"]:
         parts = ", ".join(f"{n:,} {name.replace('_', ' ')}" for name, n in trades.items())
         ended = sum(n for name, n in trades.items() if name != "received")
@@ -137,8 +144,8 @@ def _tell(status: dict[str, Any], loaded: Loaded) -> None:
         )
     if repair := status["repair"]:
         click.echo(
-            f"repair: {repair['repaired_minutes']:,} minutes replaced, "
-            f"{repair['owed_minutes']:,} owed"
+            f"repair in the last run: {repair['repaired_minutes']:,} minutes replaced, "
+            f"{repair['owed_minutes']:,} minutes owed"
         )
     click.echo(
         f"database {status['database_bytes'] / 1e6:,.1f} MB, "

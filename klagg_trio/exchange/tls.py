@@ -10,6 +10,7 @@ import contextlib
 import functools
 import os
 import re
+import socket
 import ssl
 from collections.abc import Callable, Iterator
 from typing import Final
@@ -74,8 +75,10 @@ def network_reason(error: BaseException) -> str:
     for cause in causes:
         if isinstance(cause, BaseExceptionGroup):  # one for each address of the host
             return plain("; ".join(dict.fromkeys(map(network_reason, cause.exceptions))))
-    if isinstance(error, OSError) and error.strerror:
-        return plain(error.strerror)
+        if isinstance(cause, socket.gaierror):
+            return f"its name cannot be resolved: {plain(cause.strerror or str(cause))}"
+        if isinstance(cause, OSError) and cause.errno:
+            return os.strerror(cause.errno)
     return plain(str(error)) or _CAMEL.sub(" ", type(error).__name__).lower()
 
 
