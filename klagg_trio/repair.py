@@ -33,7 +33,7 @@ import trio
 from klagg_trio import cmd
 from klagg_trio.core.audit import CHAIN_MAX, Verdict, judge
 from klagg_trio.core.bar import Bar, Source
-from klagg_trio.core.errors import RemoteError
+from klagg_trio.core.errors import RemoteError, StoreError
 from klagg_trio.core.facts import BarFact, Event, Facts
 from klagg_trio.core.intervals import DAY_MS, HOUR_MS, MINUTE, MINUTE_MS
 from klagg_trio.core.shard import Shard, SymbolState
@@ -209,7 +209,12 @@ class Repair:
 
     async def sweep(self) -> None:
         """Replace the suspect bars on disk that no shard will."""
-        suspects = await self._run_in_thread(suspect_bars, self._database_path, SWEEP_BARS_MAX)
+        try:
+            suspects = await self._run_in_thread(suspect_bars, self._database_path, SWEEP_BARS_MAX)
+        except StoreError as error:
+            # A read that fails, no free handle: passing until shown otherwise.
+            self._note(Event(self._now_ms(), "repair failed", "", str(error)))
+            return
         settled_ms = self._now_ms() - SETTLE_MS
         for (symbol, interval), bars in suspects.items():
             wanted = [span for span in bars if span[1] <= settled_ms]
@@ -367,9 +372,14 @@ class Auditor:
             self._deferred_s[symbol] = trio.current_time() + RETRY_S
             self._note(Event(self._now_ms(), "audit failed", symbol, str(error)))
             return
-        stored = await self._run_in_thread(
-            stored_minutes, self._database_path, symbol, first_ms, last_ms
-        )
+        try:
+            stored = await self._run_in_thread(
+                stored_minutes, self._database_path, symbol, first_ms, last_ms
+            )
+        except StoreError as error:
+            self._deferred_s[symbol] = trio.current_time() + RETRY_S
+            self._note(Event(self._now_ms(), "audit failed", symbol, str(error)))
+            return
         await self._compare(symbol, klines.bars, stored, last_ms)
 
     async def _compare(

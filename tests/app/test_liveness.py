@@ -5,6 +5,10 @@ from dataclasses import replace
 import pytest
 import trio
 
+from klagg_trio.core.errors import StoreError
+from klagg_trio.dashboard import status_line
+from klagg_trio.store.reading import open_reader
+
 from .stage import MARKET, MINUTE_MS, stage, until
 
 pytestmark = pytest.mark.real  # the database is a file
@@ -116,3 +120,54 @@ async def test_quiet_symbols_are_left_alone(autojump_clock, tmp_path):
         assert app.feeds.rotations == 0
         flat = it.rows("SELECT count(*) FROM klines WHERE source = 'flat' AND interval = '1m'")
         assert flat[0][0] > 60
+
+
+async def test_a_connection_that_does_not_come_up_says_why(autojump_clock, tmp_path):
+    """In health's reason and the status line, not only in events; gone once it is up again."""
+    async with stage(tmp_path) as (it, nursery):
+        straight, broken = it.edge.dial, [""]
+
+        async def dial(host, port, tls):
+            if broken[0]:
+                raise OSError(broken[0])
+            return await straight(host, port, tls)
+
+        it.edge = replace(it.edge, dial=dial)
+        app = await it.start(nursery)
+        await it.minutes(1)
+        assert app.read().connections[0].trouble == ""
+        broken[0] = "certificate \x1b[31mhas expired"
+        app.feeds.drop("for the test")
+        await trio.sleep(3)
+        vitals = app.read()
+        assert vitals.health == "degraded"
+        assert "connecting: 1.1 (cannot connect to ws://127.0.0.1" in vitals.reason
+        assert "certificate has expired" in status_line(vitals)
+        broken[0] = ""
+        await trio.sleep(60)
+        assert "connecting" not in app.read().reason
+        assert app.read().connections[0].trouble == ""
+        await it.stop()
+
+
+async def test_reads_that_fail_for_a_while_end_nothing(autojump_clock, tmp_path, monkeypatch):
+    """No free handle, a read error: what repair and audit look up is looked up again later."""
+    failing = [False]
+
+    def open_sometimes(path):
+        if failing[0]:
+            raise StoreError("it cannot be used (unable to open database file)")
+        return open_reader(path)
+
+    monkeypatch.setattr("klagg_trio.repair.open_reader", open_sometimes)
+    async with stage(tmp_path) as (it, nursery):
+        app = await it.start(nursery, audit_every_s=60)
+        await it.minutes(2)
+        failing[0] = True
+        await it.minutes(4)
+        failing[0] = False
+        await it.minutes(4)
+        assert app.auditor.statistics().equal > 0
+        assert it.events("audit failed") or it.events("repair failed")
+        assert it.holes() == []
+        await it.stop()

@@ -274,6 +274,35 @@ async def test_other_bad_answers_are_remote_errors(answer, words, autojump_clock
     assert len(exchange.requests) == 1
 
 
+HOSTILE = (
+    "Service \x1b[31munavailable\x1b[0m\r\nfrom a restricted\x00 location\u202e " + "x" * 2_000
+)
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 418, 429, 451, 500, 503])
+@pytest.mark.parametrize("kind", ["json", "page", "text"])
+async def test_the_exchanges_own_words_are_told(status, kind, autojump_clock):
+    """Of every refusal, from JSON, a page or plain text: one line, shortened, nothing that steers.
+
+    Where it was asked is told as it was written in the settings, with port and prefix.
+    """
+    answer = {
+        "json": httpx.Response(status, json={"code": -1, "msg": HOSTILE}),
+        "page": httpx.Response(status, html=f"<html><style>b{{}}</style><b>{HOSTILE}</b></html>"),
+        "text": httpx.Response(status, text=HOSTILE),
+    }[kind]
+    exchange = Exchange(answer)
+    transport = httpx.MockTransport(exchange.answer)
+    rest = HttpxRest("https://gate.example:8443/prefix", exchange.gate, transport=transport)
+    with pytest.raises(RemoteError) as caught:
+        await time_of(rest)
+    text = str(caught.value)
+    assert "Service unavailable from a restricted location x" in text
+    assert text.isprintable()
+    assert len(text) < 700
+    assert "https://gate.example:8443/prefix" in text
+
+
 async def test_after_403_nothing_goes_for_a_while(autojump_clock):
     """The firewall bans by rate, so it is not asked again at once."""
     exchange = Exchange(httpx.Response(403, html="<html>"), server_time())
