@@ -61,9 +61,19 @@ REQUEST_PACE_S: Final = 0.25
 LOSS_MARGIN_MS: Final = 1_000
 """Trades this much older than the last event may still have been on their way when it ended."""
 
+ANSWER_S: Final = 15.0
+"""For the answer to a subscription. Symbols without one would never be live."""
+
+NONSENSE_MAX: Final = 2_000
+"""Frames refused on one connection since it was last all right, a chunk without any refusal: more
+is no exchange, and costs more than to connect anew."""
+
 BACKOFF_FIRST_S: Final = 0.5
 BACKOFF_MAX_S: Final = 30.0
 """Pauses between attempts double from the first to the last, with jitter."""
+
+BACKOFF_DOUBLINGS: Final = 16
+"""More change nothing: after weeks without a connection the power would overflow."""
 
 OVERLAP_S: Final = 5.0
 """How long a connection and its twin both deliver before the old one goes."""
@@ -196,6 +206,12 @@ class _Session:
     started_s: float
     asked: dict[int, tuple[str, ...]] = field(default_factory=dict)
     """Requests without an answer yet, by id: the symbols they subscribe."""
+    asked_s: float = 0.0
+    """When the last of them was made, or answered."""
+    flaw: str = ""
+    """Why the connection is no good, once that is so."""
+    nonsense: int = 0
+    """Frames refused since the last chunk without any."""
     acknowledged: list[tuple[tuple[str, ...], int]] = field(default_factory=list)
     """Symbols whose request was answered, and when (exchange time), but without data since."""
     live: list[str] = field(default_factory=list)
@@ -321,6 +337,12 @@ class Feed:
             # Trades that were received are counted, so they are delivered, come what may.
             with trio.CancelScope(shield=True):
                 await self._take(session, frames)
+            if session.flaw:
+                return session.flaw
+            if session.asked and trio.current_time() > session.asked_s + ANSWER_S:
+                return f"no answer to a subscription for {ANSWER_S:.0f} s"
+            if session.nonsense > NONSENSE_MAX:
+                return "what it sends makes no sense"
             if session.data_s - session.fresh_s > self._settings.silence_limit_s / 2:
                 return f"behind by {(self._now_ms() - session.event_ms) / 1000:.1f} s"
 
@@ -342,6 +364,7 @@ class Feed:
             if not session.subscribed:
                 names.append(wire.stream_name(symbols[0], "markPrice@1s"))
             session.asked[session.next_id] = symbols
+            session.asked_s = trio.current_time()
             session.subscribed.update(symbols)
             await session.connection.send_text(wire.subscribe(names, session.next_id))
             session.next_id += 1
@@ -356,6 +379,7 @@ class Feed:
         if decoded.rejected:
             self._counts.rejected += decoded.rejected
             self._note(Event(self._now_ms(), "rejected", "", f"{self.name}: {decoded.error}"))
+        refused = self._counts.rejected
         data = decoded.count > 0
         if data:
             self._measure(session, decoded.event_ms)
@@ -368,6 +392,8 @@ class Feed:
             await self._router.send_trades(decoded.trades)
         for frame in decoded.others:
             data |= self._take_other(session, frame)
+        refused = decoded.rejected + self._counts.rejected - refused
+        session.nonsense = session.nonsense + refused if refused else 0
         if data:
             session.data_s = trio.current_time()
             if session.acknowledged:
@@ -389,10 +415,13 @@ class Feed:
             case wire.Ack():
                 symbols = session.asked.pop(message.id, None)
                 if symbols:
+                    session.asked_s = trio.current_time()
                     session.acknowledged.append((symbols, self._now_ms()))
             case wire.WireError():
                 text = f"{self.name}: the exchange refused a request: {message.message}"
                 self._note(Event(self._now_ms(), "refused", "", text))
+                if message.id in session.asked:
+                    session.flaw = f"a subscription was refused: {message.message}"
         return False
 
     async def _become_live(self, session: _Session) -> None:
@@ -419,7 +448,8 @@ class Feed:
             await self._router.send(lost, partial(cmd.FeedLost, lost_ms=lost_ms))
 
     def _pause_s(self) -> float:
-        longest_s = min(BACKOFF_FIRST_S * 2.0 ** (self._failures - 1), BACKOFF_MAX_S)
+        doublings = min(self._failures - 1, BACKOFF_DOUBLINGS)
+        longest_s = min(BACKOFF_FIRST_S * 2.0**doublings, BACKOFF_MAX_S)
         return longest_s * self._jitter.uniform(0.5, 1.0)
 
     def _measure(self, session: _Session, event_ms: int) -> None:

@@ -50,8 +50,12 @@ __all__ = [
 DISCONNECT_S: Final = 1.0
 """For the closing handshake; a peer that does not answer is left at that."""
 
-BATCHES_MAX: Final = 64
-"""Batches waiting. Above it the tap stops reading: at 10 ms a read that is half a second."""
+BATCHES_MAX: Final = 8
+"""Batches waiting. Above it the tap stops reading: at 50 ms a read that is half a second, and at
+512 KiB a chunk 4 MB."""
+
+SEND_S: Final = 10.0
+"""To send a request: a peer that takes nothing any more is no good."""
 
 Dial = Callable[[str, int, bool], Awaitable[trio.abc.Stream]]
 """Opens a byte stream to a host and port, with TLS or without."""
@@ -73,11 +77,14 @@ class Connection:
         self._tap = tap
 
     async def send_text(self, text: str) -> None:
-        """Send a message. RemoteError where the connection is gone."""
-        try:
-            await self._websocket.send_message(text)
-        except _FOREIGN as error:
-            raise _remote_error(error) from error
+        """Send a message. RemoteError where the connection is gone, or takes nothing any more."""
+        with trio.move_on_after(SEND_S):
+            try:
+                await self._websocket.send_message(text)
+            except _FOREIGN as error:
+                raise _remote_error(error) from error
+            return
+        raise RemoteError(f"the connection has taken nothing for {SEND_S:g} s")
 
     async def ping(self) -> None:
         """Send a ping and wait for its pong. RemoteError where the connection ends before."""

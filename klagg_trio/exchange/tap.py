@@ -51,6 +51,16 @@ FRAME_BYTES_MAX: Final = 1024 * 1024
 """The largest frames are all-market arrays of some 150 KiB."""
 
 HANDSHAKE_BYTES_MAX: Final = 64 * 1024
+"""Of the answer to the handshake: its head, and the page that a refusal may bring along."""
+
+FRAGMENTS_MAX: Final = 1_024
+"""Of one message. The exchange sends none in pieces."""
+
+CONTROLS_MAX: Final = 1_024
+"""Control frames in one chunk, or without data between. The exchange pings every three minutes."""
+
+PASSED_BYTES: Final = 16 * 1024
+"""Handed to trio-websocket at a time, which takes a frame in some 40 us."""
 
 _TEXT: Final = 0x81
 _TEXT_16: Final = 0x817E
@@ -107,12 +117,20 @@ class FrameScanner:
         """Length at which it is worth looking at `_held` again."""
         self._fragmented = False
         """Inside a fragmented message, whose frames all pass."""
+        self._fragments = 0
+        self._controls = 0
+        self._refusal_bytes = 0
+        """What came after the head of an answer that is no upgrade."""
 
     def feed(self, chunk: bytes) -> Frames:
         """Take a chunk in; return the payloads of the complete text frames in it."""
         if self._head is not None:
             chunk = self._pass_head(chunk)
         if not self.shaken:
+            self._refusal_bytes += len(chunk)
+            if self._refusal_bytes > HANDSHAKE_BYTES_MAX:
+                self.error = self.error or "the answer to the handshake does not end"
+                return _NO_FRAMES
             self.passed += chunk
             return _NO_FRAMES
         if self._held:
@@ -164,6 +182,8 @@ class FrameScanner:
                 break
             self._take_any(data, position, stop, starts, ends)
             position = stop
+        if starts or len(usual_starts):
+            self._controls = 0
         if not len(usual_starts):
             return Frames(data, starts, ends)
         if not starts:
@@ -200,7 +220,14 @@ class FrameScanner:
         self.passed += data[position:stop]
         if not first & _CONTROL_BIT:
             self._fragmented = not first & _FIN_BIT
-        elif first & 0x0F == _PING:
+            self._fragments = self._fragments + 1 if self._fragmented else 0
+            if self._fragments > FRAGMENTS_MAX:
+                self.error = f"sent a message in more than {FRAGMENTS_MAX:,} pieces"
+            return
+        self._controls += 1
+        if self._controls > CONTROLS_MAX:
+            self.error = f"sent more than {CONTROLS_MAX:,} control frames in a row"
+        if first & 0x0F == _PING:
             self.pings += 1
         elif first & 0x0F == _CLOSE:
             self.closing = True
@@ -277,7 +304,7 @@ class FrameTap(trio.abc.Stream):
         while not passed:
             if not await self._read_on():
                 return b""
-        data = bytes(passed[:max_bytes])
+        data = bytes(passed[: min(max_bytes or PASSED_BYTES, PASSED_BYTES)])
         del passed[: len(data)]
         return data
 
