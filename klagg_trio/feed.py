@@ -39,6 +39,7 @@ from typing import Final
 import trio
 
 from klagg_trio import cmd
+from klagg_trio.backlog import Backlog
 from klagg_trio.core.columns import ShardSplit, TradeColumns
 from klagg_trio.core.errors import RemoteError
 from klagg_trio.core.facts import Event
@@ -87,9 +88,14 @@ DELAY_WEIGHT: Final = 0.05
 class Router:
     """Sends to each shard what concerns its symbols. Shared by all feeds."""
 
-    def __init__(self, inboxes: Sequence[trio.MemorySendChannel[cmd.Message]]) -> None:
-        """Route over these inboxes, by `cmd.shard_of`."""
+    def __init__(
+        self,
+        inboxes: Sequence[trio.MemorySendChannel[cmd.Message]],
+        backlog: Backlog | None = None,
+    ) -> None:
+        """Route over these inboxes, by `cmd.shard_of`. Trades enter the `backlog` on their way."""
         self._inboxes = inboxes
+        self._backlog = backlog
         self._shard_of: dict[str, int] = {}
         self._of_stream: dict[str, str] = {}
         """Symbols by their names in those of streams."""
@@ -114,6 +120,7 @@ class Router:
                 self.not_ours += 1
         for inbox, part in zip(self._inboxes, parts, strict=True):
             if part:
+                await self._enter(len(part))
                 await inbox.send(cmd.TradeBatch(part))
 
     async def send_columns(self, columns: TradeColumns) -> bool:
@@ -130,8 +137,13 @@ class Router:
         self.not_ours += parts.strangers
         for inbox, runs in zip(self._inboxes, parts.shards, strict=True):
             if len(runs):
+                await self._enter(runs.trades_count)
                 await inbox.send(cmd.TradeColumnsBatch(runs))
         return True
+
+    async def _enter(self, trades: int) -> None:
+        if self._backlog is not None:
+            await self._backlog.enter(trades)
 
     async def send_refusals(self, refusals: Iterable[wire.Refusal]) -> None:
         """Tell each shard which trades of its symbols were refused, and when they were made."""

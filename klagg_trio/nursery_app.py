@@ -25,6 +25,7 @@ from typing import Final
 import trio
 
 from klagg_trio import cmd
+from klagg_trio.backlog import Backlog
 from klagg_trio.core.errors import ConfigurationError
 from klagg_trio.core.facts import BarCounts, Event, Facts, TradeCounts
 from klagg_trio.core.intervals import select
@@ -134,6 +135,7 @@ class App:
             if not settings.symbols or seed.symbol in settings.symbols:
                 self.shards[cmd.shard_of(seed.symbol, settings.shards)].load(seed)
         inboxes = [trio.open_memory_channel[cmd.Message](settings.inbox_max) for _ in self.shards]
+        self.backlog = Backlog()
         self.inboxes = [send for send, _ in inboxes]
         self.inbox_ends = [receive for _, receive in inboxes]
         self.to_writer, self.writer_end = trio.open_memory_channel[cmd.Record](
@@ -143,7 +145,7 @@ class App:
             SUBSCRIPTIONS_MAX
         )
         self.feeds = Feeds(
-            router=Router(self.inboxes),
+            router=Router(self.inboxes, self.backlog),
             settings=settings,
             dial=edge.dial,
             now_ms=self.clock.now_ms,
@@ -418,7 +420,7 @@ async def run_app(
         line.start_soon(app.writer.run)
         for number, (shard, end) in enumerate(zip(app.shards, app.inbox_ends, strict=True)):
             send = app.to_writer.clone()
-            line.start_soon(_run_worker, number, shard, end, send)
+            line.start_soon(_run_worker, number, shard, end, send, app.backlog)
         async with trio.open_nursery() as sources:
             sources.start_soon(app.feeds.run, sources, app.subscriptions)
             sources.start_soon(_run_minute_clock, app)
@@ -462,8 +464,9 @@ async def _run_worker(
     shard: Shard,
     receive: trio.MemoryReceiveChannel[cmd.Message],
     send: trio.MemorySendChannel[cmd.Record],
+    backlog: Backlog,
 ) -> None:
-    await run_worker(receive, send, number=number, shard=shard)
+    await run_worker(receive, send, number=number, shard=shard, backlog=backlog)
 
 
 async def _run_minute_clock(app: App) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import trio
 
 from klagg_trio import cmd
+from klagg_trio.backlog import Backlog
 from klagg_trio.core.facts import Facts
 from klagg_trio.core.intervals import MINUTE_MS
 from klagg_trio.core.shard import Shard
@@ -70,13 +71,32 @@ async def run_worker(
     *,
     number: int,
     shard: Shard,
+    backlog: Backlog | None = None,
 ) -> None:
     """Pump one inbox until its last sender has closed it, then close the way to the writer.
 
     A writer that cannot keep up makes the sends wait, the inbox fill, and the feeds stop reading:
     the pressure ends at the exchange's socket, and no message is dropped on the way.
     """
-    async with receive, send:
-        async for message in receive:
-            for record in apply(number, shard, message):
-                await send.send(record)
+    try:
+        async with receive, send:
+            async for message in receive:
+                records = apply(number, shard, message)
+                if backlog is not None:
+                    backlog.leave(_trades_in(message))
+                for record in records:
+                    await send.send(record)
+    finally:
+        if backlog is not None:
+            backlog.close()
+
+
+def _trades_in(message: cmd.Message) -> int:
+    """Return how many trades a message has brought."""
+    match message:
+        case cmd.TradeBatch():
+            return len(message.trades)
+        case cmd.TradeColumnsBatch():
+            return message.runs.trades_count
+        case _:
+            return 0

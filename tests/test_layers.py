@@ -16,12 +16,13 @@ PURE = {
 """All that `core` may use besides itself: no I/O, no clock, no chance, no log."""
 
 CORE = {"core"}
-EDGE = {"core", "settings", "vitals", "cmd", "exchange", "store"}
+EDGE = {"core", "settings", "vitals", "cmd", "backlog", "exchange", "store"}
 TASKS = ("worker", "tick", "feed", "discovery", "repair", "writer", "silence", "dashboard")
 
 MAY_IMPORT: dict[str, set[str]] = {
     "core": CORE,
     "cmd": CORE,
+    "backlog": set(),
     "vitals": CORE,
     "settings": CORE,
     # The edges: one leads to the exchange, one to the disk; they do not know each other.

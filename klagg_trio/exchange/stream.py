@@ -28,7 +28,7 @@ from trio_websocket import (
     WebSocketConnection,
     wrap_client_stream,
 )
-from wsproto.utilities import ProtocolError
+from wsproto.utilities import LocalProtocolError, ProtocolError
 
 from klagg_trio.core.errors import KlaggError, RemoteError
 from klagg_trio.core.plain import plain, plain_body
@@ -168,6 +168,8 @@ async def open_connection(
                 await connection.leave()
                 nursery.cancel_scope.cancel()
     except BaseExceptionGroup as group:
+        if body_error is None and _is_only_late(group):
+            return
         culprit = _culprit(group, body_error)
         if culprit is None:
             raise
@@ -246,6 +248,11 @@ def _reason(error: BaseException) -> str:
             return f"what it sends is no websocket: {plain(str(error))}"
         case _:
             return network_reason(error)
+
+
+def _is_only_late(group: BaseExceptionGroup[BaseException]) -> bool:
+    """Whether all that went wrong is that trio-websocket answered a ping while we were leaving."""
+    return all(isinstance(error, LocalProtocolError) for error in group.exceptions)
 
 
 def _culprit(
