@@ -585,6 +585,19 @@ def test_damage_is_65_for_every_command(command, damage, place, stored, capsys):
 
 
 @pytest.mark.usefixtures("_no_second_try")
+@pytest.mark.parametrize("command", WRITERS)
+def test_another_programs_database_is_left_as_it_is(command, place, capsys):
+    """Nobody's tables get klagg's beside them."""
+    path = snapshot_in(place / "D").with_name("klagg.db")
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE x (a)")
+        connection.commit()
+    before = path.read_bytes()
+    assert cli.execute([command, "--data-dir", "D", *WRITERS[command]]) == 65
+    assert "another program's tables" in complaint(capsys)
+    assert path.read_bytes() == before
+
+
 @pytest.mark.parametrize("command", READERS)
 @pytest.mark.parametrize("content", [b"", "sqlite"])
 def test_a_database_of_something_else_is_65(command, content, place, capsys):

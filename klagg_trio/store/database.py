@@ -46,7 +46,7 @@ from klagg_trio.core.intervals import MINUTE, MINUTE_MS, THREE_DAY_PHASE_MS
 from klagg_trio.store.fold import Folding
 from klagg_trio.store.reading import Row, mapped, select_bars, stored_spans
 from klagg_trio.store.remake import remade_bars
-from klagg_trio.store.schema import INTERVAL_CODES, migrate
+from klagg_trio.store.schema import INTERVAL_CODES, migrate, refuse_foreign
 from klagg_trio.store.statements import (
     BORN,
     DOUBT,
@@ -114,8 +114,8 @@ class Database:
         """Open the database, making or migrating it where needed.
 
         Raises StoreError where the disk refuses or another program holds the file (BusyError),
-        DamagedDataError where the file is not a klagg
-        database, or not whole. Such a file is left as it is.
+        DamagedDataError where the file is not a klagg database, or not whole. Such a file is left
+        as it is.
         """
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -129,6 +129,7 @@ class Database:
             connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             try:
                 connection.execute(f"PRAGMA busy_timeout = {OPEN_TIMEOUT_MS}")
+                refuse_foreign(connection)  # before anything in it is changed
                 connection.execute("PRAGMA journal_mode = WAL")
                 connection.execute("PRAGMA synchronous = FULL")
                 connection.execute("PRAGMA wal_autocheckpoint = 0")  # `checkpoint` is called

@@ -321,6 +321,13 @@ def migrate(connection: sqlite3.Connection) -> None:
     migrations.apply(Utilities(connection, execute_plugins=False))
 
 
+def refuse_foreign(connection: sqlite3.Connection) -> None:
+    """Raise ValueError, with a text for the user, for a database of another program."""
+    tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
+    if tables and "_sqlite_migrations" not in tables:
+        raise ValueError("it holds another program's tables; choose another: --data-dir")
+
+
 def _applied(connection: sqlite3.Connection) -> set[str]:
     table = "SELECT 1 FROM sqlite_master WHERE name = '_sqlite_migrations'"
     if connection.execute(table).fetchone() is None:
