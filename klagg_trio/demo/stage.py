@@ -21,14 +21,16 @@ import trio.testing
 
 from klagg_trio.backfill import run_backfill
 from klagg_trio.core.intervals import DAY_MS, DEFAULT_INTERVALS, INTERVALS, MINUTE_MS
-from klagg_trio.demo.judge import DemoSummary, Promise, check_bars, owed_bars
+from klagg_trio.demo.announced import Announced
+from klagg_trio.demo.judge import DemoSummary, Promise, Record, check_bars, owed_bars
+from klagg_trio.demo.machine import DATABASE, SNAPSHOT, Copy, Machine
 from klagg_trio.exchange.clock_probe import AsksProbe, FallbackProbe, RestProbe
 from klagg_trio.exchange.rest import HttpxRest
 from klagg_trio.exchange.stream import Dial, dial_tcp
 from klagg_trio.exchange.weight import WeightGate
-from klagg_trio.nursery_app import App, Edge, RunReport, Watch, run_app
+from klagg_trio.nursery_app import App, Edge, Watch, run_app
 from klagg_trio.settings import Settings
-from klagg_trio.sim.faults import NONE, FaultRates, Faults, SkewedClock, drawn
+from klagg_trio.sim.faults import NONE, FaultRates, Faults, SkewedClock, drawn, drawn_lies
 from klagg_trio.sim.server import SimExchange, SimOptions
 from klagg_trio.store.database import Database
 from klagg_trio.store.start_snapshot import read_snapshot
@@ -77,7 +79,7 @@ class DemoOptions:
     """Of the market; its seed, symbols and start are those of the demo."""
 
 
-def drawn_options(seed: int, minutes: int = 30) -> DemoOptions:
+def drawn_options(seed: int, minutes: int = 30, *, lies: bool = False) -> DemoOptions:
     """Return a small, odd demo: the seed draws the market, what goes wrong, and how often."""
     rng = random.Random(f"simulation/{seed}")
     per_minute = rng.choice((20.0, 100.0, 400.0))
@@ -86,7 +88,7 @@ def drawn_options(seed: int, minutes: int = 30) -> DemoOptions:
         speed=math.inf,
         symbols=rng.randint(3, 10),
         seed=seed,
-        faults=drawn(seed),
+        faults=drawn_lies(seed) if lies else drawn(seed),
         intervals=rng.choice((DEFAULT_INTERVALS, tuple(INTERVALS), ("1m", "3m", "15m", "1h"))),
         parallel_feeds=rng.choice((1, 1, 1, 2)),
         market=SimOptions(
@@ -148,78 +150,172 @@ async def run_stage(
     options: DemoOptions, data_dir: Path, watch: Watch | None = None
 ) -> DemoSummary:
     """Bring up the exchange, fill, run, drain, and check, on the Trio clock that is running."""
-
-    def wall_ms() -> int:
-        return START_MS + int(trio.current_time() * 1000)
-
-    clock = SkewedClock.drawn(wall_ms, options.faults, options.seed)
+    faults = Faults(options.seed)
+    machine = Machine(options.seed, START_MS, lambda: faults.rates)
+    clock = SkewedClock.drawn(machine.wall_ms, options.faults, options.seed)
     market = replace(
-        options.market, seed=options.seed, symbols=options.symbols, start_ms=clock(), straddle=True
+        options.market,
+        seed=options.seed,
+        symbols=options.symbols,
+        start_ms=clock(),
+        straddle=True,
+        quiet_share=options.faults.quiet_start,
     )
-    exchange = SimExchange(market, now_ms=clock, faults=Faults(options.seed))
-    exchange.faults.clock = clock
+    exchange = SimExchange(market, now_ms=clock, faults=faults)
+    faults.clock = clock
+    faults.lies.about_rows.wrong_past(exchange.market, options.faults.past_wrong)
     async with trio.open_nursery() as outside:
         await outside.start(exchange.run)
-        settings, edge = await connect(options, data_dir, exchange, outside, wall_ms)
-        database = Database.open(data_dir / "klagg.db")
+        settings, edge = await connect(options, data_dir, exchange, outside, machine.wall_ms)
         try:
-            await run_backfill(
-                settings, edge.rest, database=database, run_in_thread=edge.run_in_thread
-            )
-            promise, report = await _run(options, settings, edge, database, exchange, watch)
+            run = _Run(options, settings, edge, exchange, machine, watch)
+            await run.fill()
+            promise = await run.through()
         finally:
-            database.close()
             await edge.rest.aclose()
-        summary = check_bars(promise, data_dir / "klagg.db", exchange, report)
+        summary = check_bars(promise, data_dir / DATABASE, exchange, run.record)
         outside.cancel_scope.cancel()
     return summary
 
 
-async def _run(
-    options: DemoOptions,
-    settings: Settings,
-    edge: Edge,
-    database: Database,
-    exchange: SimExchange,
-    watch: Watch | None,
-) -> tuple[Promise, RunReport]:
-    """Run the app for the minutes asked for, end the faults, and wait until nothing is owed."""
-    start = read_snapshot(settings.data_dir / "initial_state.cbor")
-    end_ms = start.cut_ms + (options.minutes + 1) * MINUTE_MS
-    stop = trio.Event()
-    reports: list[RunReport] = []
+class _Run:
+    """One data directory from its first backfill on: every life of the app that works in it."""
 
-    async def run(task_status: trio.TaskStatus[App]) -> None:
-        report = await run_app(
-            settings,
-            edge,
-            database=database,
-            start=start,
-            stop=stop,
-            watch=watch,
-            task_status=task_status,
-        )
-        reports.append(report)
+    def __init__(
+        self,
+        options: DemoOptions,
+        settings: Settings,
+        edge: Edge,
+        exchange: SimExchange,
+        machine: Machine,
+        watch: Watch | None,
+    ) -> None:
+        self.record = Record(Announced(exchange.now_ms), machine.downs, machine.counts)
+        self._options = options
+        self._settings = settings
+        self._edge = edge
+        self._exchange = exchange
+        self._machine = machine
+        self._watch = watch
+        self._path = settings.data_dir / DATABASE
+        self._end_ms = 0
+        self._copy: Copy | None = None
+        self._restore_ms = 0
 
-    async with trio.open_nursery() as nursery:
-        app = await nursery.start(run)
-        exchange.faults.rates = options.faults
-        await _wait_until(lambda: app.writer.statistics().committed_minute_ms >= end_ms)
-        exchange.faults.rates = NONE
-        exchange.faults.heal()
+    async def fill(self) -> None:
+        """Run the backfill."""
+        database = Database.open(self._path)
+        try:
+            await run_backfill(
+                self._settings,
+                self._edge.rest,
+                database=database,
+                run_in_thread=self._edge.run_in_thread,
+            )
+        finally:
+            database.close()
+
+    async def through(self) -> Promise:
+        """Run the app for the minutes asked for, end the faults, and wait until nothing is owed."""
+        exchange = self._exchange
+        cut_ms = read_snapshot(self._settings.data_dir / SNAPSHOT).cut_ms
+        self.record.cut_ms = cut_ms
+        self._end_ms = cut_ms + (self._options.minutes + 1) * MINUTE_MS
+        while True:
+            ending = await self._live()
+            if not ending:
+                break
+            down_ms = exchange.now_ms()
+            await trio.sleep(self._machine.random.uniform(1, 120))
+            if ending == "restored" and self._copy is not None:
+                self._restore()
+            self._machine.downs.append((down_ms, exchange.now_ms()))
+        return Promise(self._options.minutes, self._end_ms)
+
+    async def _live(self) -> str:
+        """Run the app once. Returns what ended it; nothing where it came to the end."""
+        start = read_snapshot(self._settings.data_dir / SNAPSHOT)
+        began_ms = self._exchange.now_ms()
+        self.record.starts.append(start.cut_ms)
+        self._exchange.faults.touched.add(None, start.cut_ms, began_ms)
+        stop = trio.Event()
+        ending = ""
+        database = Database.open(self._path)
+        try:
+            async with trio.open_nursery() as nursery:
+
+                async def run(task_status: trio.TaskStatus[App]) -> None:
+                    report = await run_app(
+                        self._settings,
+                        self._edge,
+                        database=database,
+                        start=start,
+                        stop=stop,
+                        watch=self._watch,
+                        on_commit=self.record.announced.hear,
+                        task_status=task_status,
+                    )
+                    self.record.reports.append(report)
+
+                app = await nursery.start(run)
+                self._exchange.faults.rates = self._options.faults
+                ending = await self._suffer(app)
+                if not ending:
+                    await self._drain(app)
+                if ending == "killed":
+                    nursery.cancel_scope.cancel()
+                stop.set()
+        finally:
+            database.close()
+        return ending
+
+    async def _suffer(self, app: App) -> str:
+        """Let the minutes pass. Returns early with what ends this life of the app, if that came."""
+        machine, exchange = self._machine, self._exchange
+        while app.writer.statistics().committed_minute_ms < self._end_ms:
+            await trio.sleep(1.0)
+            kind = machine.due()
+            before_ms = exchange.now_ms()
+            if kind == "suspended":
+                machine.suspend()
+            elif kind == "stopped":
+                machine.stop()
+            elif kind in ("restarted", "killed"):
+                return kind
+            elif kind == "restored" and self._copy is None:
+                self._copy = Copy(self._settings.data_dir)
+                self._restore_ms = before_ms + machine.random.randrange(2, 10) * MINUTE_MS
+            elif self._copy is not None and before_ms >= self._restore_ms:
+                return "restored"
+            if kind in ("suspended", "stopped"):
+                exchange.step()
+                after_ms = exchange.now_ms()
+                machine.downs.append((before_ms, after_ms))
+                exchange.faults.touched.add(None, before_ms, after_ms)
+        return ""
+
+    def _restore(self) -> None:
+        """Put one of the two files of some minutes ago back, and leave the other as it is."""
+        assert self._copy is not None
+        if self._machine.random.random() < 0.5:
+            self._copy.restore_database()
+        else:
+            self._copy.restore_snapshot()
+        self._copy = None
+
+    async def _drain(self, app: App) -> None:
+        """End the faults and wait until everything is repaired and audited."""
+        faults = self._exchange.faults
+        faults.rates = NONE
+        faults.heal()
         with trio.move_on_after(DRAIN_MINUTES_MAX * 60):
-            await _wait_until(lambda: _is_drained(app, end_ms))
-        stop.set()
-    return Promise(options.minutes, end_ms), reports[0]
+            await _wait_until(lambda: self._is_drained(app))
 
-
-def _is_drained(app: App, end_ms: int) -> bool:
-    """Whether everything before `end_ms` is repaired and audited, in memory and on disk."""
-    return (
-        not app.owes_before(end_ms)
-        and app.auditor.audited_until_ms() >= end_ms
-        and not owed_bars(app.settings.data_dir / "klagg.db", end_ms)
-    )
+    def _is_drained(self, app: App) -> bool:
+        """Whether everything before the end is repaired and audited, in memory and on disk."""
+        return app.auditor.audited_until_ms() >= self._end_ms and not owed_bars(
+            self._path, self._end_ms, self._exchange
+        )
 
 
 async def connect(

@@ -78,6 +78,17 @@ class Aggregate(NamedTuple):
     buyer_is_maker: bool
 
 
+class Straddle(NamedTuple):
+    """What an aggregate takes out of the minute after its own: all of its price, exact."""
+
+    price: int
+    volume: int
+    quote_volume: int
+    count: int  # type: ignore[assignment]  # hides tuple.count, which nobody needs here
+    taker_buy_volume: int
+    taker_buy_quote_volume: int
+
+
 class Change(NamedTuple):
     """A contract's status or dates changed, or its margin brackets did (then `brackets` is set)."""
 
@@ -158,6 +169,8 @@ class Tape:
         self._event_ms = 0
         self._day = flat(self._close)
         self._day_until_ms = 0
+        self.straddles: dict[int, Straddle] = {}
+        """By the minute boundary that an aggregate reaches over."""
         self._pauses: list[tuple[int, int]] = []
         self._renumbered: tuple[int, int] | None = None
 
@@ -285,6 +298,9 @@ class Tape:
     def _aggregate(self, run: list[RawTrade]) -> Aggregate:
         first, rng = run[0], self._rng
         quantity = sum(trade.quantity for trade in run)
+        boundary_ms = first.time_ms - first.time_ms % MINUTE_MS + MINUTE_MS
+        if run[-1].time_ms >= boundary_ms:
+            self.straddles[boundary_ms] = _straddle(run, boundary_ms)
         event_ms = first.time_ms + WINDOW_MS + int(rng.random() * _JITTER_MS)
         self._event_ms = max(self._event_ms, event_ms)
         self._aggregate_id += 1
@@ -401,6 +417,14 @@ class Tape:
         next_id = trades[0].id if trades else self._raw_id
         last = trades[seen - 1].id if seen else next_id - 1
         return last - max(count, 1) + 1, last
+
+
+def _straddle(run: list[RawTrade], boundary_ms: int) -> Straddle:
+    beyond = [trade for trade in run if trade.time_ms >= boundary_ms]
+    price, bought = run[0].price, not run[0].buyer_is_maker
+    volume = sum(trade.quantity for trade in beyond)
+    quote = price * volume
+    return Straddle(price, volume, quote, len(beyond), volume * bought, quote * bought)
 
 
 class Market:

@@ -104,6 +104,10 @@ class SimExchange:
 
     # -- Time --------------------------------------------------------------------------------
 
+    def now_ms(self) -> int:
+        """Return the exchange's time."""
+        return self._now_ms()
+
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Move the market along with the clock, for ever."""
         self.step()
