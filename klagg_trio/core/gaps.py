@@ -2,6 +2,8 @@
 
 `Spans` is what a symbol's suspect minutes are remembered in. It is bounded: past `SPANS_MAX`
 spans the two nearest are joined, which only asks for more repair than needed, never for less.
+Taking minutes out may cut a span in two, and joining would put them back; so past `PIECES_MAX`
+pieces the shortest is forgotten, and up to when that was done is remembered.
 """
 
 from __future__ import annotations
@@ -15,12 +17,18 @@ from klagg_trio.core.intervals import MINUTE_MS
 SPANS_MAX: Final = 64
 """A symbol with more separate outages than this, all unrepaired, has larger problems."""
 
+PIECES_MAX: Final = 192
+"""Left of them where the exchange serves one minute and not the next. What is forgotten is suspect
+on disk all the same, where the sweep finds it."""
+
 
 @dataclass(slots=True)
 class Spans:
     """Minutes by their open times. Every bound is a minute's open time, both ends inclusive."""
 
     _spans: list[tuple[int, int]] = field(default_factory=list)
+    forgotten_ms: int | None = None
+    """Minutes up to this one may have been forgotten."""
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         return iter(self._spans)
@@ -67,6 +75,10 @@ class Spans:
             if last > last_ms:
                 kept.append((max(first, last_ms + MINUTE_MS), last))
         self._spans = [span for span in kept if span[0] <= span[1]]
+        if len(self._spans) > PIECES_MAX:
+            _, last = shortest = min(self._spans, key=lambda span: span[1] - span[0])
+            self._spans.remove(shortest)
+            self.forgotten_ms = max(last, self.forgotten_ms or last)
 
     def holds(self, open_ms: int) -> bool:
         """Whether the minute that opens at `open_ms` is in the set."""

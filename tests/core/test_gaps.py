@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from klagg_trio.core.gaps import SPANS_MAX, Spans
+from klagg_trio.core.gaps import PIECES_MAX, SPANS_MAX, Spans
 
 from .naive import MINUTE
 
@@ -91,3 +91,16 @@ def test_the_nearest_spans_are_the_ones_that_are_joined():
         spans.add(number * 10 * MINUTE, number * 10 * MINUTE)
     joined = spans.add(5 * 10 * MINUTE + 3 * MINUTE, 5 * 10 * MINUTE + 3 * MINUTE)
     assert joined == (51 * MINUTE, 52 * MINUTE)
+
+
+def test_pieces_are_bounded_and_what_is_forgotten_is_told():
+    """Every other minute taken out of a long span leaves the long pieces, and says since when."""
+    spans = Spans()
+    spans.add(0, 10_000 * MINUTE)
+    for number in range(9_999, 5_000, -2):
+        spans.remove(number * MINUTE, number * MINUTE)
+        assert len(spans) <= PIECES_MAX
+    assert spans.forgotten_ms is not None
+    assert not spans.holds(spans.forgotten_ms)
+    assert spans.holds(0)
+    assert spans.holds(5_000 * MINUTE)

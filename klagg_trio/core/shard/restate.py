@@ -83,7 +83,7 @@ def suspect(state: SymbolState, first_ms: int, last_ms: int) -> None:
     traded = state.traded
     if traded is not None and unkept.holds(traded.open_ms):
         unkept.remove(traded.open_ms, traded.open_ms)
-        state.partials[traded.open_ms] = traded
+        state.keep_partial(traded)
     blurred = state.suspects.add(first_ms, last_ms)
     if blurred is not None:
         unkept.add(*blurred)

@@ -91,7 +91,7 @@ def _hold(state: SymbolState, bar: Bar) -> None:
     if len(held) > HELD_MINUTES:
         oldest = held.pop(0)
         if oldest.source == Source.SUSPECT and oldest.count:
-            state.partials[oldest.open_ms] = oldest
+            state.keep_partial(oldest)
 
 
 def freeze(shard: ShardState, state: SymbolState, facts: Facts) -> None:

@@ -27,6 +27,11 @@ HELD_MINUTES: Final = 3
 """Sealed minutes held for late trades. Every one lies in the open or the last sealed bar of each
 longer interval, since the shortest of those is three minutes long."""
 
+PARTIALS_MAX: Final = 32
+"""Suspect minutes with trades that are kept of one symbol, at a kilobyte each. Days without REST
+make more of them; what the older ones gave to longer bars is unknown then, and these need their
+official bars."""
+
 UNMERGED_MAX: Final = 3
 """Sealed minutes that wait to be merged into longer bars; every one of them is held anyway."""
 
@@ -120,10 +125,22 @@ class SymbolState:
     official: Spans = field(default_factory=Spans)
     """Recent minutes replaced by the exchange's own: they are never doubted again."""
     partials: dict[int, Bar] = field(default_factory=dict)
-    """Suspect minutes that hold trades and are no longer in `held`, by open time."""
+    """Suspect minutes that hold trades and are no longer in `held`, by open time. The newest."""
 
     def __post_init__(self) -> None:
         self.look_for_next_end()
+        self._forget_partials()
+
+    def keep_partial(self, bar: Bar) -> None:
+        """Keep a suspect minute that holds trades, in the place of the oldest of many."""
+        self.partials[bar.open_ms] = bar
+        self._forget_partials()
+
+    def _forget_partials(self) -> None:
+        while len(self.partials) > PARTIALS_MAX:
+            oldest_ms = min(self.partials)
+            del self.partials[oldest_ms]
+            self.unknown.add(oldest_ms, oldest_ms)
 
     @property
     def in_doubt(self) -> bool:
@@ -151,6 +168,8 @@ class SymbolState:
     def source_of_longer(self, bar: Bar, unofficial_minutes: int) -> Source:
         """Return the source of a longer bar, from the minutes that are suspect."""
         suspect = bool(self.suspects) and self.suspects.meets(bar.open_ms, bar.end_ms)
+        forgotten_ms = self.suspects.forgotten_ms
+        suspect |= forgotten_ms is not None and bar.open_ms <= forgotten_ms
         return combined_source(bar.count, suspect, unofficial_minutes == 0)
 
     @property
