@@ -30,6 +30,8 @@ class TradeBatch:
     """The trades of one received chunk that belong to one shard, in order of arrival."""
 
     trades: Sequence[Trade]
+    now_ms: int | None = None
+    """Exchange time when they came, where it is sure: none can be from later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,8 @@ class TradeColumnsBatch:
     """The same as columns: a burst is cheaper that way."""
 
     runs: TradeRuns
+    now_ms: int | None = None
+    """As above."""
 
 
 @dataclass(frozen=True, slots=True)

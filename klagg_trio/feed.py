@@ -21,6 +21,14 @@ nothing.
 A connection that delivers but stays more than `stale_limit_s` behind the exchange's time is as bad
 as a silent one and is treated alike.
 
+Event times are a witness of the exchange's time (`core/clock.py`), and are themselves believed only
+as far as it reaches: one that is later than now, but for the slack of `EVENT_AHEAD_MS`, proves
+nothing at all, whatever it says. Before the time is sure nobody is told to be live.
+
+When time has passed unwatched, a suspend or a stop, the sessions are *frozen* before anything that
+was read afterwards can vouch for it: the trades are delivered, their event times prove nothing, and
+the shards hear FeedLost as of what came before.
+
 Make before break: the exchange cuts connections at 24 h, so one that has reached `rotate_after_s`
 gets a *twin* with the same symbols. Once the twin is live, and has been for `OVERLAP_S`, the old
 one is retired. Both deliver meanwhile; the shards drop the repeats by id.
@@ -34,7 +42,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Final
+from typing import Final, Protocol
 
 import trio
 
@@ -81,8 +89,31 @@ OVERLAP_S: Final = 5.0
 
 ROTATION_CHECK_S: Final = 1.0
 
+EVENT_AHEAD_MS: Final = 1_000
+"""Event times may be later than corroborated time by this, for clocks of the exchange's differ."""
+
+DELAY_MS_MAX: Final = 60_000
+"""A delay measured longer counts as this: a single frame from long ago is not to set the grace."""
+
 DELAY_WEIGHT: Final = 0.05
 """Share of a new batch in the running mean of the one-way delay."""
+
+
+class Clock(Protocol):
+    """What feeds need of the exchange's time."""
+
+    @property
+    def is_sure(self) -> bool:
+        """Whether a second witness has agreed with it."""
+
+    def now_ms(self) -> int:
+        """Return exchange time."""
+
+    def bounded_event_ms(self, event_ms: int) -> int:
+        """Return an event time, cut to what it can be."""
+
+    def take_event(self, stream: str, event_ms: int) -> None:
+        """Take an event time for a witness."""
 
 
 class Router:
@@ -109,8 +140,11 @@ class Router:
         self._of_stream[wire.stream_name(symbol, "").removesuffix("@")] = symbol
         self._split = None
 
-    async def send_trades(self, trades: Iterable[Trade]) -> None:
-        """Send each shard its part of a chunk, in order of arrival. Waits for full inboxes."""
+    async def send_trades(self, trades: Iterable[Trade], now_ms: int | None = None) -> None:
+        """Send each shard its part of a chunk, in order of arrival. Waits for full inboxes.
+
+        `now_ms` is exchange time, where it is sure: no trade can be later.
+        """
         parts: list[list[Trade]] = [[] for _ in self._inboxes]
         shard_of = self._shard_of
         for trade in trades:
@@ -121,9 +155,9 @@ class Router:
         for inbox, part in zip(self._inboxes, parts, strict=True):
             if part:
                 await self._enter(len(part))
-                await inbox.send(cmd.TradeBatch(part))
+                await inbox.send(cmd.TradeBatch(part, now_ms))
 
-    async def send_columns(self, columns: TradeColumns) -> bool:
+    async def send_columns(self, columns: TradeColumns, now_ms: int | None = None) -> bool:
         """Send each shard its part of a burst: a run for each symbol.
 
         Returns False where its sums would not fit, so that the trades went one by one.
@@ -132,13 +166,13 @@ class Router:
             self._split = ShardSplit(columns.units, self._shard_of, len(self._inboxes))
         parts = self._split.split(columns)
         if parts is None:
-            await self.send_trades(columns.trades())
+            await self.send_trades(columns.trades(), now_ms)
             return False
         self.not_ours += parts.strangers
         for inbox, runs in zip(self._inboxes, parts.shards, strict=True):
             if len(runs):
                 await self._enter(runs.trades_count)
-                await inbox.send(cmd.TradeColumnsBatch(runs))
+                await inbox.send(cmd.TradeColumnsBatch(runs, now_ms))
         return True
 
     async def _enter(self, trades: int) -> None:
@@ -224,8 +258,8 @@ class _Session:
     """Why the connection is no good, once that is so."""
     nonsense: int = 0
     """Frames refused since the last chunk without any."""
-    acknowledged: list[tuple[tuple[str, ...], int]] = field(default_factory=list)
-    """Symbols whose request was answered, and when (exchange time), but without data since."""
+    acknowledged: list[tuple[tuple[str, ...], float]] = field(default_factory=list)
+    """Symbols whose request was answered, and when (Trio time), but without data since."""
     live: list[str] = field(default_factory=list)
     subscribed: set[str] = field(default_factory=set)
     symbols: list[str] = field(default_factory=list)
@@ -234,9 +268,13 @@ class _Session:
     data_s: float = 0.0
     """Trio time of the last data frame."""
     event_ms: int = 0
-    """Exchange's event time of the newest data frame."""
+    """Exchange's event time of the newest data frame, as far as it can be true."""
     fresh_s: float = 0.0
     """Trio time of the last data frame that was not stale."""
+    is_stale: bool = False
+    """Whether the newest data frame was."""
+    is_frozen: bool = False
+    """Whether time has passed that nobody watched: nothing that comes now proves anything."""
 
 
 class Feed:
@@ -250,7 +288,7 @@ class Feed:
         feeds: Feeds,
         settings: Settings,
         dial: Dial,
-        now_ms: Callable[[], int],
+        clock: Clock,
         note: Callable[[Event], None],
     ) -> None:
         """Make a feed that is not connected yet."""
@@ -266,7 +304,9 @@ class Feed:
         self._decoder = feeds.decoder
         self._settings = settings
         self._dial = dial
-        self._now_ms = now_ms
+        self._feeds = feeds
+        self._clock = clock
+        self._now_ms = clock.now_ms
         self._note = note
         self.live_since_s: float | None = None
         """Trio time since when every symbol is live, or None."""
@@ -306,6 +346,18 @@ class Feed:
         """Give up the connection, if there is one, and make a new one."""
         self._dropped = reason
         self._connection_scope.cancel()
+
+    def freeze(self, reason: str) -> None:
+        """Let nothing that is read from now on vouch for the time before; connect anew."""
+        if self._session is not None:
+            self._session.is_frozen = True
+        self.drop(reason)
+
+    async def tell_loss(self) -> None:
+        """Tell the shards what a frozen session has lost. Again, there is nothing to tell."""
+        session = self._session
+        if session is not None and session.is_frozen:
+            await self._give_up(session)
 
     def forget(self, symbol: str) -> bool:
         """Take a symbol for not live on this connection. Returns whether it was."""
@@ -355,7 +407,8 @@ class Feed:
                 return f"no answer to a subscription for {ANSWER_S:.0f} s"
             if session.nonsense > NONSENSE_MAX:
                 return "what it sends makes no sense"
-            if session.data_s - session.fresh_s > self._settings.silence_limit_s / 2:
+            behind_s = session.data_s - session.fresh_s
+            if session.is_stale and behind_s > self._settings.silence_limit_s / 2:
                 return f"behind by {(self._now_ms() - session.event_ms) / 1000:.1f} s"
 
     async def _subscribe_missing(self, session: _Session) -> None:
@@ -385,6 +438,7 @@ class Feed:
 
     async def _take(self, session: _Session, frames: Frames) -> None:
         """Decode one chunk and pass it on."""
+        self._feeds.look()
         decoded = self._decoder.decode(frames)
         self._frames += len(frames)
         self._counts.received += decoded.count + decoded.rejected
@@ -397,18 +451,19 @@ class Feed:
             self._measure(session, decoded.event_ms)
         if decoded.refusals:
             await self._router.send_refusals(decoded.refusals)
+        now_ms = self._now_ms() if self._clock.is_sure else None
         if decoded.columns is not None:
-            if not await self._router.send_columns(decoded.columns):
+            if not await self._router.send_columns(decoded.columns, now_ms):
                 self._decoder.make_coarse(decoded.columns)
         elif decoded.trades:
-            await self._router.send_trades(decoded.trades)
+            await self._router.send_trades(decoded.trades, now_ms)
         for frame in decoded.others:
             data |= self._take_other(session, frame)
         refused = decoded.rejected + self._counts.rejected - refused
         session.nonsense = session.nonsense + refused if refused else 0
         if data:
             session.data_s = trio.current_time()
-            if session.acknowledged:
+            if session.acknowledged and not session.is_frozen and self._clock.is_sure:
                 await self._become_live(session)
 
     def _take_other(self, session: _Session, frame: bytes) -> bool:
@@ -428,7 +483,7 @@ class Feed:
                 symbols = session.asked.pop(message.id, None)
                 if symbols:
                     session.asked_s = trio.current_time()
-                    session.acknowledged.append((symbols, self._now_ms()))
+                    session.acknowledged.append((symbols, trio.current_time()))
             case wire.WireError():
                 text = f"{self.name}: the exchange refused a request: {message.message}"
                 self._note(Event(self._now_ms(), "refused", "", text))
@@ -437,7 +492,9 @@ class Feed:
         return False
 
     async def _become_live(self, session: _Session) -> None:
-        for symbols, since_ms in session.acknowledged:
+        for symbols, since_s in session.acknowledged:
+            since_ms = self._now_ms() - int((trio.current_time() - since_s) * 1000)
+            session.event_ms = max(session.event_ms, since_ms)
             session.live.extend(symbols)
             gained = self._coverage.gain(symbols)
             await self._router.send(gained, partial(cmd.FeedLive, since_ms=since_ms))
@@ -455,8 +512,18 @@ class Feed:
         self.live_since_s = None
         self._note(Event(self._now_ms(), "disconnect", "", f"{self.name}: {reason}"))
         if session is not None:
+            await self._give_up(session)
+
+    async def _give_up(self, session: _Session) -> None:
+        """Tell the shards that nothing is certain since the session's last event, but once.
+
+        Whoever has to know that all losses are told waits for the lock.
+        """
+        async with self._feeds.losing:
+            live, session.live = session.live, []
+            session.acknowledged.clear()
             lost_ms = session.event_ms - LOSS_MARGIN_MS
-            lost = self._coverage.lose(session.live)
+            lost = self._coverage.lose(live)
             await self._router.send(lost, partial(cmd.FeedLost, lost_ms=lost_ms))
 
     def _pause_s(self) -> float:
@@ -465,9 +532,17 @@ class Feed:
         return longest_s * self._jitter.uniform(0.5, 1.0)
 
     def _measure(self, session: _Session, event_ms: int) -> None:
-        session.event_ms = max(session.event_ms, event_ms)
-        delay_ms = self._now_ms() - event_ms
-        if delay_ms < self._settings.stale_limit_s * 1000:
+        """Take the event time of what has come: a witness, and what it proves of the session."""
+        self._clock.take_event(self.name, event_ms)
+        if session.is_frozen or not self._clock.is_sure:
+            session.fresh_s = trio.current_time()
+            return
+        delay_ms = min(self._now_ms() - event_ms, DELAY_MS_MAX)
+        session.is_stale = delay_ms >= self._settings.stale_limit_s * 1000
+        if delay_ms < -EVENT_AHEAD_MS:
+            return
+        session.event_ms = max(session.event_ms, self._clock.bounded_event_ms(event_ms))
+        if not session.is_stale:
             session.fresh_s = trio.current_time()
         if self.delay_ms is None:
             self.delay_ms = float(delay_ms)
@@ -504,10 +579,12 @@ class Feeds:
         router: Router,
         settings: Settings,
         dial: Dial,
-        now_ms: Callable[[], int],
+        clock: Clock,
         note: Callable[[Event], None],
+        look: Callable[[], None] = lambda: None,
     ) -> None:
-        """Make no connection yet."""
+        """Make no connection yet. `look` notices, before a chunk counts, that time has passed
+        unwatched, and calls `freeze` then."""
         self.feeds: list[Feed] = []
         self.coverage = Coverage()
         self.counts = FeedCounts()
@@ -520,9 +597,12 @@ class Feeds:
         self._twins: dict[str, Feed] = {}
         """The feed that is to replace one, by the old one's name."""
         self.router = router
+        self.look = look
+        self.losing = trio.Lock()
+        """Held while shards are told of a loss."""
         self._settings = settings
         self._dial = dial
-        self._now_ms = now_ms
+        self._clock = clock
         self._note = note
 
     def plan(self, symbols: Iterable[str]) -> None:
@@ -599,7 +679,7 @@ class Feeds:
             feeds=self,
             settings=self._settings,
             dial=self._dial,
-            now_ms=self._now_ms,
+            clock=self._clock,
             note=self._note,
         )
         for symbol in symbols:
@@ -615,10 +695,17 @@ class Feeds:
                 if self.coverage.lose([symbol]):
                     await self.router.send([symbol], partial(cmd.FeedLost, lost_ms=lost_ms))
 
-    def drop(self, reason: str) -> None:
-        """Have every feed give up its connection and make a new one."""
+    def freeze(self, reason: str) -> None:
+        """Have every feed give up its connection, as of what it had, and make a new one."""
         for feed in self.feeds:
-            feed.drop(reason)
+            feed.freeze(reason)
+
+    async def tell_losses(self) -> None:
+        """Return when the shards know of everything that is lost by now."""
+        for feed in self.feeds:
+            await feed.tell_loss()
+        async with self.losing:
+            pass
 
     def mean_delay_ms(self) -> float | None:
         """Return the mean one-way delay over the connections that measured one, or None."""

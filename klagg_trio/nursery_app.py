@@ -33,7 +33,7 @@ from klagg_trio.core.plain import plain
 from klagg_trio.core.seed import StartState
 from klagg_trio.core.shard import Shard, SymbolState
 from klagg_trio.discovery import Discovery
-from klagg_trio.exchange.clock_probe import TimeProbe
+from klagg_trio.exchange.clock_probe import TimeProbe, trio_ms
 from klagg_trio.exchange.rest import Rest
 from klagg_trio.exchange.stream import Dial
 from klagg_trio.exchange.weight import WeightGate
@@ -43,7 +43,15 @@ from klagg_trio.settings import Settings
 from klagg_trio.silence import SilenceWatch
 from klagg_trio.store.database import Database
 from klagg_trio.store.thread import RunInThread
-from klagg_trio.tick import Grace, MinuteClock, ServerClock, run_resync, run_sentinel
+from klagg_trio.tick import (
+    BEHIND_TOLD_MS,
+    Grace,
+    MinuteClock,
+    Sentinel,
+    ServerClock,
+    run_resync,
+    span_text,
+)
 from klagg_trio.vitals import ConnectionVitals, ShardVitals, SymbolVitals, Vitals
 from klagg_trio.worker import run_worker
 from klagg_trio.writer import OnCommit, Writer
@@ -91,7 +99,9 @@ class Edge:
     run_in_thread: RunInThread
     """Runs a synchronous function off the event loop: `trio.to_thread.run_sync` or inline."""
     wall_ms: Callable[[], float]
-    """The local wall clock: for people, and for the suspend sentinel."""
+    """The local wall clock: for people, and as one witness of several."""
+    local_ms: Callable[[], float] | None = None
+    """A local clock that goes on through a suspend; Trio's and the wall clock stand in for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +139,8 @@ class App:
         self.start = start
         self.database_path = database.path
         self.started_s = trio.current_time()
-        self.clock = ServerClock(edge.probe, settings)
+        local_ms = edge.local_ms or trio_ms
+        self.clock = ServerClock(edge.probe, settings, local_ms=local_ms, wall_ms=edge.wall_ms)
         self.shards = [Shard(intervals, start.cut_ms) for _ in range(settings.shards)]
         for seed in start.seeds:
             if not settings.symbols or seed.symbol in settings.symbols:
@@ -148,9 +159,18 @@ class App:
             router=Router(self.inboxes, self.backlog),
             settings=settings,
             dial=edge.dial,
-            now_ms=self.clock.now_ms,
+            clock=self.clock,
             note=self.note,
         )
+        self.sentinel = Sentinel(
+            self.clock,
+            limit_s=settings.suspend_limit_s,
+            local_ms=edge.local_ms or edge.wall_ms,
+            freeze_feeds=self.feeds.freeze,
+            tell_losses=self.feeds.tell_losses,
+            note=self.note,
+        )
+        self.feeds.look = self.sentinel.look
         self.router = self.feeds.router
         known = [(state.symbol, state.onboard_ms) for state in self._states()]
         self.feeds.plan(symbol for symbol, _ in known)
@@ -165,7 +185,15 @@ class App:
             note=self.note,
         )
         grace = Grace(settings, self.feeds.mean_delay_ms)
-        self.minute_clock = MinuteClock(self.clock, grace, start.cut_ms, edge.wall_ms)
+        self.minute_clock = MinuteClock(
+            self.clock,
+            grace,
+            start.cut_ms,
+            edge.wall_ms,
+            committed_ms=lambda: self.writer.committed_ms,
+            watch=self.sentinel.watch,
+            note=self.note,
+        )
         self.writer = Writer(
             self.writer_end,
             database,
@@ -265,6 +293,10 @@ class App:
             health, reason = "bad", f"exchange time is {clock.sampled_s:.0f} s old"
         elif writer.trouble:
             health, reason = "bad", writer.trouble
+        elif not clock.is_sure:
+            health, reason = "bad", "waiting for a second witness of the exchange's time"
+        elif (behind_ms := self.minute_clock.behind_ms) > BEHIND_TOLD_MS:
+            health, reason = "degraded", f"catching up: {span_text(behind_ms)} behind"
         elif clock.next_tick_s < -10:
             health, reason = "bad", f"the tick is {-clock.next_tick_s:.0f} s late"
         by_trades = sorted(states, key=lambda state: -state.minute.count)[:RANKED]
@@ -424,12 +456,9 @@ async def run_app(
         async with trio.open_nursery() as sources:
             sources.start_soon(app.feeds.run, sources, app.subscriptions)
             sources.start_soon(_run_minute_clock, app)
-            sources.start_soon(app.discovery.run)
             sources.start_soon(_run_resync, app)
-            sources.start_soon(_run_sentinel, app)
-            sources.start_soon(app.repair.run, sources)
-            sources.start_soon(app.auditor.run)
-            sources.start_soon(app.silence.run)
+            sources.start_soon(app.sentinel.run)
+            sources.start_soon(_run_when_time_is_sure, app, sources)
             sources.start_soon(app.refresh_open_bars)
             sources.start_soon(app.journal)
             sources.start_soon(app.report_figures)
@@ -482,11 +511,10 @@ async def _run_resync(app: App) -> None:
     )
 
 
-async def _run_sentinel(app: App) -> None:
-    await run_sentinel(
-        app.clock,
-        limit_s=app.settings.suspend_limit_s,
-        wall_ms=app.edge.wall_ms,
-        drop_feeds=app.feeds.drop,
-        note=app.note,
-    )
+async def _run_when_time_is_sure(app: App, sources: trio.Nursery) -> None:
+    """Start, in the nursery of the sources, those that judge by what time it is."""
+    await app.clock.wait_until_sure()
+    sources.start_soon(app.discovery.run)
+    sources.start_soon(app.repair.run, sources)
+    sources.start_soon(app.auditor.run)
+    sources.start_soon(app.silence.run)

@@ -28,6 +28,8 @@ class ClockVitals:
     """Seconds until the next tick is due; negative when late."""
     minute_ms: int
     """Open time of the running minute: all before it is sealed."""
+    is_sure: bool = True
+    """Whether a second witness has agreed with the exchange's time."""
 
 
 @dataclass(frozen=True, slots=True)

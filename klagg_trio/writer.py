@@ -192,6 +192,11 @@ class Writer:
 
     # -- Reading -------------------------------------------------------------------------------
 
+    @property
+    def committed_ms(self) -> int:
+        """Every minute before this one is on disk; 0 before the first tick."""
+        return self._committed_ms
+
     def statistics(self) -> WriterVitals:
         """Return what is durable, and how the last commit went."""
         channel = self._receive.statistics()

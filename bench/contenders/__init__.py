@@ -11,6 +11,7 @@ import json
 import math
 import resource
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from decimal import Decimal
 
@@ -18,6 +19,23 @@ from bench.market import Capture, Expected, capture
 from bench.measure import percentile
 
 LAG_EVERY_S = 0.005
+
+
+class FeedClock:
+    """The exchange's time as feeds want it, sure from the beginning."""
+
+    is_sure = True
+
+    def __init__(self, now_ms: Callable[[], int]) -> None:
+        """Tell the time of `now_ms`."""
+        self.now_ms = now_ms
+
+    def bounded_event_ms(self, event_ms: int) -> int:
+        """Believe every event time."""
+        return event_ms
+
+    def take_event(self, stream: str, event_ms: int) -> None:
+        """Need no witness."""
 
 
 @dataclass(slots=True)

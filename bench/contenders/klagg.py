@@ -15,7 +15,7 @@ from decimal import Decimal
 import trio
 import trio.testing
 
-from bench.contenders import LAG_EVERY_S, Job, Meter, check_exact, job
+from bench.contenders import LAG_EVERY_S, FeedClock, Job, Meter, check_exact, job
 from klagg_trio import cmd
 from klagg_trio.core.bar import newborn
 from klagg_trio.core.columns import TIME_MS, TradeColumns
@@ -44,16 +44,17 @@ class TickingRouter(Router):
         self._sent = 0
         self._wanted = task.source.trades
 
-    async def send_trades(self, trades: Iterable[Trade]) -> None:
+    async def send_trades(self, trades: Iterable[Trade], now_ms: int | None = None) -> None:
         assert isinstance(trades, list)
         self._begin(len(trades))
-        await super().send_trades(trades)
+        await super().send_trades(trades, now_ms)
         await self._end(trades[-1].time_ms)
 
-    async def send_columns(self, columns: TradeColumns) -> None:
+    async def send_columns(self, columns: TradeColumns, now_ms: int | None = None) -> bool:
         self._begin(len(columns))
-        await super().send_columns(columns)
+        fits = await super().send_columns(columns, now_ms)
         await self._end(int(columns.table[TIME_MS, -1]))
+        return fits
 
     def _begin(self, count: int) -> None:
         self._meter.begin(self._sent)
@@ -108,7 +109,7 @@ async def run(task: Job) -> None:
         router=router,
         settings=settings,
         dial=dial_tcp,
-        now_ms=lambda: router.newest_ms,
+        clock=FeedClock(lambda: router.newest_ms),
         note=events.append,
     )
     feeds.plan(task.source.symbols)

@@ -28,7 +28,7 @@ import trio
 
 import klagg_trio.worker
 from bench.big_database import END_MS, symbols_of
-from bench.contenders import LAG_EVERY_S
+from bench.contenders import LAG_EVERY_S, FeedClock
 from bench.measure import percentile
 from klagg_trio import cmd
 from klagg_trio.core.bar import newborn
@@ -492,7 +492,7 @@ def start_feed(options: argparse.Namespace, nursery: trio.Nursery) -> Feeds:
         router=Router([send for send, _ in inboxes]),
         settings=Settings(ws_url=options.url, symbols_per_connection=1_000),
         dial=dial_tcp,
-        now_ms=lambda: options.start_ms + 1,
+        clock=FeedClock(lambda: options.start_ms + 1),
         note=events.append,
     )
     feeds.plan(source.symbols)

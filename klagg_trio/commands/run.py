@@ -15,6 +15,7 @@ from klagg_trio.commands.start import (
     SNAPSHOT_NAME,
     dial_here,
     duration_s,
+    going_on_ms,
     load_here,
     locked,
     open_asks,
@@ -85,6 +86,7 @@ async def _run(
         dial=dial_here(),
         run_in_thread=one_thread(),
         wall_ms=wall_ms,
+        local_ms=going_on_ms(),
     )
     report: RunReport | None = None
     async with trio.open_nursery() as nursery:

@@ -10,6 +10,7 @@ all the same, `FallbackProbe` goes over to httpx.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Final, Protocol
@@ -55,30 +56,37 @@ class Sample:
     """What one answer says of the exchange's clock."""
 
     offset_ms: float
-    """The exchange's epoch time minus `trio.current_time()`, in ms."""
+    """The exchange's epoch time minus that of the local clock, in ms."""
     round_trip_ms: float
     """The offset is wrong by half of this at most."""
 
 
-async def sample_offset(probe: TimeProbe, *, count: int = SAMPLES) -> Sample:
-    """Ask `count` times and return the sample with the shortest round trip.
+def trio_ms() -> float:
+    """Return Trio's time in ms: a local clock where nothing better is at hand."""
+    return trio.current_time() * 1000
+
+
+async def sample_offset(
+    probe: TimeProbe, *, count: int = SAMPLES, local_ms: Callable[[], float] = trio_ms
+) -> Sample:
+    """Ask `count` times and return the sample with the shortest round trip by the local clock.
 
     RemoteError only where the very first question fails: later on, what is there has to do.
     """
     best: Sample | None = None
     try:
         for _ in range(count):
-            sent_s = trio.current_time()
+            sent_ms = local_ms()
             try:
                 server_ms = await probe.server_time_ms()
             except RemoteError:
                 if best is None:
                     raise
                 break
-            received_s = trio.current_time()
+            received_ms = local_ms()
             sample = Sample(
-                offset_ms=server_ms - (sent_s + received_s) / 2 * 1000,
-                round_trip_ms=(received_s - sent_s) * 1000,
+                offset_ms=server_ms - (sent_ms + received_ms) / 2,
+                round_trip_ms=received_ms - sent_ms,
             )
             if best is None or sample.round_trip_ms < best.round_trip_ms:
                 best = sample
