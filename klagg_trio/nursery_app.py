@@ -162,14 +162,7 @@ class App:
             clock=self.clock,
             note=self.note,
         )
-        self.sentinel = Sentinel(
-            self.clock,
-            limit_s=settings.suspend_limit_s,
-            local_ms=edge.local_ms or edge.wall_ms,
-            freeze_feeds=self.feeds.freeze,
-            tell_losses=self.feeds.tell_losses,
-            note=self.note,
-        )
+        self.sentinel = self._make_sentinel()
         self.feeds.look = self.sentinel.look
         self.router = self.feeds.router
         known = [(state.symbol, state.onboard_ms) for state in self._states()]
@@ -184,16 +177,7 @@ class App:
             now_ms=self.clock.now_ms,
             note=self.note,
         )
-        grace = Grace(settings, self.feeds.mean_delay_ms)
-        self.minute_clock = MinuteClock(
-            self.clock,
-            grace,
-            start.cut_ms,
-            edge.wall_ms,
-            committed_ms=lambda: self.writer.committed_ms,
-            watch=self.sentinel.watch,
-            note=self.note,
-        )
+        self.minute_clock = self._make_minute_clock()
         self.writer = Writer(
             self.writer_end,
             database,
@@ -212,6 +196,27 @@ class App:
         self.events_dropped = 0
         self._closes: dict[str, deque[float]] = {}
         self._closes_ms = 0
+
+    def _make_sentinel(self) -> Sentinel:
+        return Sentinel(
+            self.clock,
+            limit_s=self.settings.suspend_limit_s,
+            local_ms=self.edge.local_ms or self.edge.wall_ms,
+            freeze_feeds=self.feeds.freeze,
+            tell_losses=self.feeds.tell_losses,
+            note=self.note,
+        )
+
+    def _make_minute_clock(self) -> MinuteClock:
+        return MinuteClock(
+            self.clock,
+            Grace(self.settings, self.feeds.mean_delay_ms),
+            self.start.cut_ms,
+            self.edge.wall_ms,
+            committed_ms=lambda: self.writer.committed_ms,
+            watch=self.sentinel.watch,
+            note=self.note,
+        )
 
     def _make_silence_watch(self) -> SilenceWatch:
         return SilenceWatch(
