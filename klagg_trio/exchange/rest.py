@@ -472,7 +472,8 @@ class HttpxRest:
                 f"{plain(answer.headers.get('Location', 'nowhere'), 100)!r}, which is not "
                 "followed; correct rest_url"
             )
-        raise RemoteError(f"{where}: the exchange refused the request ({status}): {text}")
+        advice = "" if error else "; check rest_url: the exchange gives its reasons otherwise"
+        raise RemoteError(f"{where}: the exchange refused the request ({status}): {text}{advice}")
 
     def _ban(self, answer: _Answer, text: str, retry_after_s: int | None) -> BannedError:
         """Tell the gate how long the ban lasts, and make the error."""
