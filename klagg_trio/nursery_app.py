@@ -63,7 +63,7 @@ EVENTS_PENDING_MAX: Final = 1_000
 """Notes of a second; what a storm brings above it is counted and not kept."""
 
 REPEATED: Final = frozenset(
-    ("repair failed", "audit failed", "check failed", "discovery", "rejected")
+    ("repair failed", "audit failed", "check failed", "discovery", "rejected", "refused")
 )
 REPEATED_MS: Final = 60_000
 
@@ -194,6 +194,7 @@ class App:
         self._told: dict[str, tuple[int, int]] = {}
         """By kind, when a repeated event was told last, and how many have not been since."""
         self.events_dropped = 0
+        self._dropped_told = 0
         self._closes: dict[str, deque[float]] = {}
         self._closes_ms = 0
 
@@ -264,7 +265,7 @@ class App:
         event = event._replace(symbol=plain(event.symbol), text=plain(event.text, EVENT_LENGTH_MAX))
         if event.kind in REPEATED:
             told_ms, untold = self._told.get(event.kind, (0, 0))
-            if event.at_ms - told_ms < REPEATED_MS:
+            if abs(event.at_ms - told_ms) < REPEATED_MS:
                 self._told[event.kind] = told_ms, untold + 1
                 return
             self._told[event.kind] = event.at_ms, 0
@@ -378,9 +379,11 @@ class App:
         if self.minute_clock.minute_ms == self._closes_ms:
             return
         self._closes_ms = self.minute_clock.minute_ms
+        before, self._closes = self._closes, {}
         for state in states:
-            kept = self._closes.setdefault(state.symbol, deque(maxlen=CLOSES_KEPT))
+            kept = before.get(state.symbol) or deque(maxlen=CLOSES_KEPT)
             kept.append(float(state.last_close))
+            self._closes[state.symbol] = kept
 
     # -- Tasks of its own ----------------------------------------------------------------------
 
@@ -420,8 +423,14 @@ class App:
     async def flush_events(self) -> None:
         """Bring the events noted so far to the writer; cancelled, it keeps them for the next."""
         if events := list(self._events):
+            dropped = self.events_dropped - self._dropped_told
+            if dropped:
+                text = f"{dropped:,} events of a second were too many to keep"
+                events.append(Event(events[-1].at_ms, "untold", "", text))
+            kept = len(self._events)
             await self.to_writer.send(cmd.Amended(0, Facts(events=events)))
-            for _ in events:
+            self._dropped_told += dropped
+            for _ in range(kept):
                 self._events.popleft()
 
 

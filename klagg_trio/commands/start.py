@@ -46,6 +46,9 @@ LOCK_NAME: Final = "klagg.lock"
 DATABASE_NAME: Final = "klagg.db"
 SNAPSHOT_NAME: Final = "initial_state.cbor"
 
+LOG_BYTES_MAX: Final = 10 * 2**20
+"""Of a log file; then it is renamed to `.1`, in the place of the one before."""
+
 LOG_LENGTH_MAX: Final = 1_000
 """Characters of one message in the log."""
 
@@ -249,6 +252,8 @@ def set_up_log(settings: Settings) -> None:
     root.addHandler(warnings)
     if settings.log_file is None:
         return
+    from logging.handlers import RotatingFileHandler
+
     from klagg_trio.commands.output import is_own
 
     if is_own(settings.log_file):
@@ -256,7 +261,9 @@ def set_up_log(settings: Settings) -> None:
             f"log_file {settings.log_file} is a file that klagg keeps; name another one"
         )
     try:
-        file = logging.FileHandler(settings.log_file, encoding="utf-8")
+        file = RotatingFileHandler(
+            settings.log_file, maxBytes=LOG_BYTES_MAX, backupCount=1, encoding="utf-8"
+        )
     except OSError as error:
         raise StoreError(
             f"log file {settings.log_file} cannot be written ({error.strerror}); "

@@ -58,8 +58,8 @@ from klagg_trio.store.statements import (
     row_of,
 )
 
-EVENTS_MAX: Final = 100_000
-"""Events kept: months of a normal life, days of a very bad one, some 10 MB."""
+EVENTS_MAX: Final = 50_000
+"""Events kept: months of a normal life, days of a very bad one: some 5 MB, 30 MB at the worst."""
 
 WAL_BYTES_MAX: Final = 64 * 2**20
 """A backfill checkpoints when the write-ahead log is larger than this."""
