@@ -139,6 +139,7 @@ Message = (
     | FeedLive
     | FeedLost
     | ReplaceMinutes
+    | AbsentMinutes
     | ReportOpenBars
     | ReportSeeds
 )

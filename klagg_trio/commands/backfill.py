@@ -16,7 +16,6 @@ import trio
 from klagg_trio.backfill import BackfillReport, Progress, run_backfill
 from klagg_trio.commands import EXIT_INTERRUPTED
 from klagg_trio.commands.start import (
-    advice_for,
     command_here,
     load_here,
     locked,
@@ -40,7 +39,7 @@ def run_command(flags: Mapping[str, str | None], *, as_json: bool) -> int:
     loaded = load_here(flags)
     settings = loaded.settings
     set_up_log(settings)
-    with advice_for(loaded), locked(settings.data_dir):
+    with locked(settings.data_dir):
         database = open_database(settings.data_dir)
         try:
             with _shown_progress() as on_progress:

@@ -197,20 +197,18 @@ async def _ask(settings: Settings) -> list[Check]:
     return [
         await _asked("REST", lambda: _rest(settings)),
         await _asked("time", lambda: _time(settings)),
-        await _asked("websocket", lambda: _websocket(settings), "no data", "ws_url"),
+        await _asked("websocket", lambda: _websocket(settings)),
     ]
 
 
-async def _asked(
-    name: str, ask: Callable[[], Awaitable[str]], what: str = "no answer", where: str = "rest_url"
-) -> Check:
+async def _asked(name: str, ask: Callable[[], Awaitable[str]]) -> Check:
     try:
         with trio.fail_after(PATIENCE_S):
             return Check(name, True, await ask())
     except KlaggError as error:
         return Check(name, False, str(error), error.exit_code)
     except trio.TooSlowError:
-        text = f"{what} within {PATIENCE_S:g} s; check the network and {where}, its path too"
+        text = f"no answer within {PATIENCE_S:g} s; check the network and the URL"
         return Check(name, False, text, RemoteError.exit_code)
 
 
