@@ -7,6 +7,7 @@ import contextlib
 import datetime
 import platform
 import shutil
+import sqlite3
 import sys
 import tempfile
 import threading
@@ -116,7 +117,7 @@ def run_row(
             for future in as_completed(futures):
                 result = future.result()
                 ledger.add(result)
-                state = result.failure and "FAILED" or result.skipped and "skipped" or "ok"
+                state = (result.failure and "FAILED") or (result.skipped and "skipped") or "ok"
                 print(
                     f"{row.name} --seed {result.seed}: {state}, {result.cases} cases,"
                     f" {result.seconds:.0f} s  {progress.step()}",
@@ -150,7 +151,7 @@ def run_once(row: Row, seed: int, commit: str, stopping: threading.Event) -> Res
         skipped = str(reason)
     except (Broken, AssertionError) as broken:
         failure = str(broken) or repr(broken)
-    except (OSError, ValueError, LookupError, ArithmeticError) as error:
+    except (OSError, ValueError, LookupError, ArithmeticError, sqlite3.Error) as error:
         failure = f"the harness itself: {''.join(traceback.format_exception(error))}"
     if failure and not stopping.is_set():
         failure += f"\n  files: {folder}"

@@ -22,6 +22,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Self
 from urllib.parse import urlsplit
 
 from prove.process import Exchange
@@ -78,7 +79,7 @@ class Middle:
         self._threads: list[threading.Thread] = []
         self._ending = False
 
-    def __enter__(self) -> Middle:
+    def __enter__(self) -> Self:
         self.rest_url = f"http://127.0.0.1:{self._listen(self._serve_rest)}"
         path = urlsplit(self._exchange.ws_url).path
         self.ws_url = f"ws://127.0.0.1:{self._listen(self._serve_websocket)}{path}"

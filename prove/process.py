@@ -21,6 +21,8 @@ from prove.row import Broken, check
 
 KLAGG = (sys.executable, "-m", "klagg_trio")
 
+ROOT = Path(__file__).resolve().parent.parent
+
 LIFE_S = 900
 """After this a process that nobody has ended ends by itself."""
 
@@ -77,7 +79,7 @@ class Process:
                 stdout=output,
                 stderr=said,
                 cwd=folder,
-                env={**os.environ, **SETTINGS, **(env or {})},
+                env={**os.environ, "PYTHONPATH": str(ROOT), **SETTINGS, **(env or {})},
                 preexec_fn=before,
             )
 
@@ -134,14 +136,14 @@ class Process:
     def catches_signals(self) -> bool:
         """Whether klagg's own first line has run: signals are in its hands."""
         status = Path(f"/proc/{self.pid}/status").read_text()
-        caught = next(line for line in status.splitlines() if line.startswith("SigCgt"))
-        return bool(int(caught.split()[1], 16) >> (signal.SIGTERM - 1) & 1)
+        caught = [line for line in status.splitlines() if line.startswith("SigCgt")]
+        return bool(int(caught[0].split()[1], 16) >> (signal.SIGTERM - 1) & 1)
 
     def peak_mb(self) -> float:
-        """Return the most memory it has had resident, in MB."""
+        """Return the most memory it has had resident, in MB; 0 where it has ended."""
         status = Path(f"/proc/{self.pid}/status").read_text()
-        line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) / 1024
+        peaks = [line for line in status.splitlines() if line.startswith("VmHWM")]
+        return int(peaks[0].split()[1]) / 1024 if peaks else 0.0
 
 
 @contextmanager
