@@ -139,7 +139,6 @@ Message = (
     | FeedLive
     | FeedLost
     | ReplaceMinutes
-    | AbsentMinutes
     | ReportOpenBars
     | ReportSeeds
 )

@@ -25,7 +25,6 @@ from typing import Final
 import trio
 
 from klagg_trio import cmd
-from klagg_trio.auditor import Auditor
 from klagg_trio.backlog import Backlog
 from klagg_trio.core.errors import ConfigurationError
 from klagg_trio.core.facts import BarCounts, Event, Facts, TradeCounts
@@ -39,12 +38,11 @@ from klagg_trio.exchange.rest import Rest
 from klagg_trio.exchange.stream import Dial
 from klagg_trio.exchange.weight import WeightGate
 from klagg_trio.feed import Feeds, Router
-from klagg_trio.repair import Repair
+from klagg_trio.repair import Auditor, Repair
 from klagg_trio.settings import Settings
 from klagg_trio.silence import SilenceWatch
 from klagg_trio.store.database import Database
 from klagg_trio.store.thread import RunInThread
-from klagg_trio.sweep import Sweep
 from klagg_trio.tick import (
     BEHIND_TOLD_MS,
     Grace,
@@ -65,7 +63,7 @@ EVENTS_PENDING_MAX: Final = 1_000
 """Notes of a second; what a storm brings above it is counted and not kept."""
 
 REPEATED: Final = frozenset(
-    ("repair failed", "audit failed", "check failed", "discovery", "rejected")
+    ("repair failed", "audit failed", "check failed", "discovery", "rejected", "refused")
 )
 REPEATED_MS: Final = 60_000
 
@@ -191,12 +189,12 @@ class App:
         )
         self.silence = self._make_silence_watch()
         self.repair = self._make_repair()
-        self.sweep = self._make_sweep()
         self.auditor = self._make_auditor()
         self._events: deque[Event] = deque()
         self._told: dict[str, tuple[int, int]] = {}
         """By kind, when a repeated event was told last, and how many have not been since."""
         self.events_dropped = 0
+        self._dropped_told = 0
         self._closes: dict[str, deque[float]] = {}
         self._closes_ms = 0
 
@@ -239,15 +237,6 @@ class App:
             self.inboxes,
             self.to_writer,
             rest=self.edge.rest,
-            now_ms=self.clock.now_ms,
-            note=self.note,
-        )
-
-    def _make_sweep(self) -> Sweep:
-        return Sweep(
-            self.shards,
-            self.to_writer,
-            rest=self.edge.rest,
             database_path=self.database_path,
             run_in_thread=self.edge.run_in_thread,
             now_ms=self.clock.now_ms,
@@ -276,7 +265,7 @@ class App:
         event = event._replace(symbol=plain(event.symbol), text=plain(event.text, EVENT_LENGTH_MAX))
         if event.kind in REPEATED:
             told_ms, untold = self._told.get(event.kind, (0, 0))
-            if event.at_ms - told_ms < REPEATED_MS:
+            if abs(event.at_ms - told_ms) < REPEATED_MS:
                 self._told[event.kind] = told_ms, untold + 1
                 return
             self._told[event.kind] = event.at_ms, 0
@@ -390,9 +379,11 @@ class App:
         if self.minute_clock.minute_ms == self._closes_ms:
             return
         self._closes_ms = self.minute_clock.minute_ms
+        before, self._closes = self._closes, {}
         for state in states:
-            kept = self._closes.setdefault(state.symbol, deque(maxlen=CLOSES_KEPT))
+            kept = before.get(state.symbol) or deque(maxlen=CLOSES_KEPT)
             kept.append(float(state.last_close))
+            self._closes[state.symbol] = kept
 
     # -- Tasks of its own ----------------------------------------------------------------------
 
@@ -432,8 +423,14 @@ class App:
     async def flush_events(self) -> None:
         """Bring the events noted so far to the writer; cancelled, it keeps them for the next."""
         if events := list(self._events):
+            dropped = self.events_dropped - self._dropped_told
+            if dropped:
+                text = f"{dropped:,} events of a second were too many to keep"
+                events.append(Event(events[-1].at_ms, "untold", "", text))
+            kept = len(self._events)
             await self.to_writer.send(cmd.Amended(0, Facts(events=events)))
-            for _ in events:
+            self._dropped_told += dropped
+            for _ in range(kept):
                 self._events.popleft()
 
 
@@ -533,6 +530,5 @@ async def _run_when_time_is_sure(app: App, sources: trio.Nursery) -> None:
     await app.clock.wait_until_sure()
     sources.start_soon(app.discovery.run)
     sources.start_soon(app.repair.run, sources)
-    sources.start_soon(app.sweep.run)
     sources.start_soon(app.auditor.run)
     sources.start_soon(app.silence.run)

@@ -144,7 +144,9 @@ RULES: Final[dict[str, Rule]] = {
         "messages", "cap of the writer's queue; a full one slows the workers", 16, 65_536
     ),
     "time_probe": Rule("asks or rest", "which HTTP client samples the exchange's time"),
-    "log_file": Rule("path", "where log lines go as well as to stderr; empty: nowhere"),
+    "log_file": Rule(
+        "path", "where log lines go as well as to stderr, .1 at 10 MB; empty: nowhere"
+    ),
 }
 
 

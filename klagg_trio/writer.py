@@ -54,6 +54,10 @@ TELL_AGAIN_S: Final = 300.0
 RETRY_PAUSES_S: Final = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0, 30.0)
 """Two minutes in all: enough to make room on a full disk, and for the feeds to stay open."""
 
+EVENTS_A_MINUTE: Final = 5_000
+"""Events that are kept of one minute: ten of each of 500 symbols. What a storm brings above it is
+counted, and told once the minute is over."""
+
 OnCommit = Callable[[int | None, Sequence[Facts]], None]
 """Told after each commit what it made durable: its minute, or None where it was no tick's, and all
 facts in their order. It must neither block nor keep what it is given."""
@@ -83,6 +87,9 @@ class Writer:
         self._queues: list[deque[cmd.Record]] = [deque() for _ in range(shards)]
         self._seeds: dict[int, cmd.Seeds] = {}
         self._events: deque[Event] = deque(maxlen=EVENTS_KEPT)
+        self._events_room = EVENTS_A_MINUTE
+        self._events_untold = 0
+        self._events_until_s = -math.inf
         self._committed_ms = 0
         self._rows = 0
         self._last_commit_s = 0.0
@@ -113,7 +120,23 @@ class Writer:
                 return
 
     def _take(self, record: cmd.Record) -> None:
+        if isinstance(record, cmd.Sealed | cmd.Amended) and record.facts.events:
+            self._bound_events(record.facts)
         self._queues[record.shard].append(record)
+
+    def _bound_events(self, facts: Facts) -> None:
+        """Leave out the events of a minute that has too many; say how many once it is over."""
+        events = facts.events
+        now_s = trio.current_time()
+        if now_s >= self._events_until_s:
+            untold, self._events_untold = self._events_untold, 0
+            self._events_room, self._events_until_s = EVENTS_A_MINUTE, now_s + 60.0
+            if untold:
+                text = f"{untold:,} events of a minute were too many to keep"
+                events.insert(0, Event(events[0].at_ms, "untold", "", text))
+        self._events_untold += max(0, len(events) - self._events_room)
+        del events[self._events_room :]
+        self._events_room -= len(events)
 
     # -- Deciding ------------------------------------------------------------------------------
 

@@ -791,10 +791,23 @@ def test_what_comes_next_has_the_flags_that_are_needed(place, stored, capsys, mo
     flags = {"data_dir": "my data", "rest_url": "http://127.0.0.1:9", "symbols": "A"}
     loaded = load(flags, {"KLAGG_WS_URL": "ws://127.0.0.1:8"}, place)
     assert start.command_here("klagg run", loaded) == (
-        "klagg run --data-dir 'my data' --rest-url http://127.0.0.1:9"
+        "klagg run --data-dir 'my data' --rest-url http://127.0.0.1:9 --symbols A"
     )
     assert start.command_here("klagg status", loaded) == "klagg status --data-dir 'my data'"
     assert start.command_here("klagg run", load({}, {}, place)) == "klagg run"
+
+
+def test_advice_to_backfill_has_the_flags_that_were_given(place, capsys):
+    """Who misses a file knows its folder only: the rest is added, out of a nursery too."""
+    more = ["--intervals", "1m,1h", *NOWHERE]
+    assert cli.execute(["run", "--data-dir", "D", *more]) == 65
+    wanted = "klagg backfill --data-dir D --rest-url http://127.0.0.1:9 --intervals 1m,1h\n"
+    assert complaint(capsys).endswith(wanted)
+    snapshot_in(place / "D")
+    assert cli.execute(["run", "--data-dir", "D", "--headless", *more, *NO_FEED]) == 78
+    assert complaint(capsys).endswith(wanted)
+    assert cli.execute(["audit", "--data-dir", "E", *NOWHERE]) == 65
+    assert "--data-dir E --rest-url http://127.0.0.1:9\n" in complaint(capsys)
 
 
 def test_home_is_meant_by_a_tilde(place, monkeypatch):

@@ -5,6 +5,7 @@ import trio
 import trio.testing
 
 from klagg_trio import cmd
+from klagg_trio import writer as module
 from klagg_trio.core.errors import StoreError
 from klagg_trio.core.facts import Births, Event, Facts
 from klagg_trio.store.start_snapshot import read_snapshot
@@ -263,3 +264,19 @@ async def test_events_are_told_once_they_are_durable(tmp_path, autojump_clock):
         await trio.sleep(RETRY_PAUSES_S[0] / 2)
         assert line.writer.recent_events() == []
     assert [event.text for event in line.writer.recent_events()] == ["seen"]
+
+
+async def test_a_storm_of_events_is_bounded_and_told(tmp_path, autojump_clock):
+    """A minute keeps so many events and no more; how many were left out is told after it."""
+    line = Line(tmp_path, shards=1)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(line.writer.run)
+        for _ in range(300):
+            await line.send.send(amended(0, *["gap"] * 100))
+        await trio.sleep(61)
+        await line.send.send(amended(0, "later"))
+        line.send.close()
+    texts = [text for _, told, _ in line.store.commits for text in told]
+    assert texts.count("gap") == module.EVENTS_A_MINUTE
+    left_out = 300 * 100 - module.EVENTS_A_MINUTE
+    assert texts[-2:] == [f"{left_out:,} events of a minute were too many to keep", "later"]

@@ -17,6 +17,7 @@ from klagg_trio.audit import Audit, AuditReport, stored_series
 from klagg_trio.commands import EXIT_FINDINGS, EXIT_INTERRUPTED
 from klagg_trio.commands.start import (
     DATABASE_NAME,
+    advice_for,
     intervals_of,
     load_here,
     locked,
@@ -40,12 +41,17 @@ def run_command(
     flags: Mapping[str, str | None], *, chosen: str | None, repair: bool, as_json: bool
 ) -> int:
     """Run the audit. Returns 3 where a bar differs for no known reason and was not replaced."""
-    settings = load_here(flags).settings
+    loaded = load_here(flags)
+    settings = loaded.settings
     set_up_log(settings)
     intervals = intervals_of(chosen)
     path = settings.data_dir / DATABASE_NAME
     # Where there is no database, say so before a lock is made for one that repairs.
-    with reading(path) as connection, _database(settings, repair) as database:
+    with (
+        advice_for(loaded),
+        reading(path) as connection,
+        _database(settings, repair) as database,
+    ):
         report = trio.run(_run, settings, connection, database, intervals)
     if report is None:
         click.echo("klagg: stopped", err=True)

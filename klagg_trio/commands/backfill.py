@@ -16,6 +16,7 @@ import trio
 from klagg_trio.backfill import BackfillReport, Progress, run_backfill
 from klagg_trio.commands import EXIT_INTERRUPTED
 from klagg_trio.commands.start import (
+    advice_for,
     command_here,
     load_here,
     locked,
@@ -39,7 +40,7 @@ def run_command(flags: Mapping[str, str | None], *, as_json: bool) -> int:
     loaded = load_here(flags)
     settings = loaded.settings
     set_up_log(settings)
-    with locked(settings.data_dir):
+    with advice_for(loaded), locked(settings.data_dir):
         database = open_database(settings.data_dir)
         try:
             with _shown_progress() as on_progress:

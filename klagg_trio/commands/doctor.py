@@ -197,18 +197,20 @@ async def _ask(settings: Settings) -> list[Check]:
     return [
         await _asked("REST", lambda: _rest(settings)),
         await _asked("time", lambda: _time(settings)),
-        await _asked("websocket", lambda: _websocket(settings)),
+        await _asked("websocket", lambda: _websocket(settings), "no data", "ws_url"),
     ]
 
 
-async def _asked(name: str, ask: Callable[[], Awaitable[str]]) -> Check:
+async def _asked(
+    name: str, ask: Callable[[], Awaitable[str]], what: str = "no answer", where: str = "rest_url"
+) -> Check:
     try:
         with trio.fail_after(PATIENCE_S):
             return Check(name, True, await ask())
     except KlaggError as error:
         return Check(name, False, str(error), error.exit_code)
     except trio.TooSlowError:
-        text = f"no answer within {PATIENCE_S:g} s; check the network and the URL"
+        text = f"{what} within {PATIENCE_S:g} s; check the network and {where}, its path too"
         return Check(name, False, text, RemoteError.exit_code)
 
 

@@ -13,6 +13,7 @@ import trio
 from klagg_trio.commands import EXIT_INTERRUPTED
 from klagg_trio.commands.start import (
     SNAPSHOT_NAME,
+    advice_for,
     dial_here,
     duration_s,
     going_on_ms,
@@ -41,8 +42,18 @@ from klagg_trio.vitals import Vitals
 def run_command(flags: Mapping[str, str | None], *, headless: bool, duration: str | None) -> int:
     """Run until a signal or the end of --duration. Returns the exit code."""
     seconds = duration_s(duration)
-    settings = load_here(flags).settings
-    set_up_log(settings)
+    loaded = load_here(flags)
+    set_up_log(loaded.settings)
+    with advice_for(loaded):
+        report = _run_here(loaded.settings, headless, seconds)
+    if report is None:
+        return EXIT_INTERRUPTED
+    click.echo(f"klagg: stopped; {report.vitals.writer.rows:,} rows written", err=True)
+    return 0
+
+
+def _run_here(settings: Settings, headless: bool, seconds: float | None) -> RunReport | None:
+    """Run from what lies in the data directory, under its lock."""
     snapshot = settings.data_dir / SNAPSHOT_NAME
     if not settings.data_dir.exists():
         read_snapshot(snapshot)  # says what to do; a folder is not made for nothing
@@ -50,13 +61,9 @@ def run_command(flags: Mapping[str, str | None], *, headless: bool, duration: st
         start = read_snapshot(snapshot)
         database = open_database(settings.data_dir)
         try:
-            report = trio.run(_run, settings, database, start, _watch(headless), seconds)
+            return trio.run(_run, settings, database, start, _watch(headless), seconds)
         finally:
             database.close()
-    if report is None:
-        return EXIT_INTERRUPTED
-    click.echo(f"klagg: stopped; {report.vitals.writer.rows:,} rows written", err=True)
-    return 0
 
 
 def _watch(headless: bool) -> Watch:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -16,10 +17,17 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from klagg_trio import interrupt
-from klagg_trio.core.errors import BusyError, ConfigurationError, LockedError, StoreError
+from klagg_trio.commands import leaves
+from klagg_trio.core.errors import (
+    BusyError,
+    ConfigurationError,
+    KlaggError,
+    LockedError,
+    StoreError,
+)
 from klagg_trio.core.intervals import INTERVALS
 from klagg_trio.core.plain import plain
-from klagg_trio.settings import Loaded, Settings, load, parse_duration_s, parse_since
+from klagg_trio.settings import Loaded, Settings, load, parse_duration_s, parse_since, shown_values
 
 if TYPE_CHECKING:
     import sqlite3
@@ -38,6 +46,9 @@ LOCK_NAME: Final = "klagg.lock"
 DATABASE_NAME: Final = "klagg.db"
 SNAPSHOT_NAME: Final = "initial_state.cbor"
 
+LOG_BYTES_MAX: Final = 10 * 2**20
+"""Of a log file; then it is renamed to `.1`, in the place of the one before."""
+
 LOG_LENGTH_MAX: Final = 1_000
 """Characters of one message in the log."""
 
@@ -52,20 +63,48 @@ def command_here(command: str, loaded: Loaded) -> str:
 
     What a file or a variable says needs no flag: it will say so again.
     """
-    given = [
-        word
-        for name in _FLAGS_OF[command]
+    return " ".join([command, *_flags(loaded, _FLAGS_OF[command])])
+
+
+def _flags(loaded: Loaded, names: Iterable[str]) -> list[str]:
+    """Return those of some settings that were given as flags, as they are written."""
+    shown = shown_values(loaded.settings)
+    return [
+        f"{loaded.origin[name]} {shlex.quote(shown[name])}"
+        for name in names
         if loaded.origin[name].startswith("--")
-        for word in (loaded.origin[name], shlex.quote(str(getattr(loaded.settings, name))))
     ]
-    return " ".join([command, *given])
 
 
 _FLAGS_OF: Final = {
-    "klagg backfill": ("data_dir", "rest_url"),
-    "klagg run": ("data_dir", "rest_url", "ws_url"),
+    "klagg backfill": ("data_dir", "rest_url", "symbols", "intervals"),
+    "klagg run": ("data_dir", "rest_url", "ws_url", "symbols", "intervals"),
     "klagg status": ("data_dir",),
 }
+
+
+@contextmanager
+def advice_for(loaded: Loaded) -> Iterator[None]:
+    """Where an error ends with a backfill to run, add the flags that it needs besides the folder.
+
+    Who finds a file missing or damaged knows its folder, and nothing of the flags.
+    """
+    try:
+        yield
+    except KlaggError as error:
+        _advise(error, loaded)
+        raise
+    except BaseExceptionGroup as group:
+        for each in leaves(group):
+            _advise(each, loaded)
+        raise
+
+
+def _advise(error: BaseException, loaded: Loaded) -> None:
+    text = str(error)
+    if isinstance(error, KlaggError) and re.search(r"klagg backfill --data-dir [^;]*$", text):
+        more = _flags(loaded, ("rest_url", "symbols", "intervals"))
+        error.args = (" ".join([text, *more]), *error.args[1:])
 
 
 def duration_s(text: str | None) -> float | None:
@@ -213,6 +252,8 @@ def set_up_log(settings: Settings) -> None:
     root.addHandler(warnings)
     if settings.log_file is None:
         return
+    from logging.handlers import RotatingFileHandler
+
     from klagg_trio.commands.output import is_own
 
     if is_own(settings.log_file):
@@ -220,7 +261,9 @@ def set_up_log(settings: Settings) -> None:
             f"log_file {settings.log_file} is a file that klagg keeps; name another one"
         )
     try:
-        file = logging.FileHandler(settings.log_file, encoding="utf-8")
+        file = RotatingFileHandler(
+            settings.log_file, maxBytes=LOG_BYTES_MAX, backupCount=1, encoding="utf-8"
+        )
     except OSError as error:
         raise StoreError(
             f"log file {settings.log_file} cannot be written ({error.strerror}); "

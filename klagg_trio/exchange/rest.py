@@ -34,7 +34,7 @@ import stamina
 import stamina.instrumentation
 import trio
 
-from klagg_trio.core.errors import BannedError, RefusedError, RemoteError
+from klagg_trio.core.errors import BannedError, RemoteError
 from klagg_trio.core.intervals import INTERVALS
 from klagg_trio.core.plain import plain, plain_body
 from klagg_trio.exchange import wire
@@ -472,10 +472,8 @@ class HttpxRest:
                 f"{plain(answer.headers.get('Location', 'nowhere'), 100)!r}, which is not "
                 "followed; correct rest_url"
             )
-        raise RefusedError(
-            f"{where}: the exchange refused the request ({status}): {text}",
-            error[0] if error else None,
-        )
+        advice = "" if error else "; check rest_url: the exchange gives its reasons otherwise"
+        raise RemoteError(f"{where}: the exchange refused the request ({status}): {text}{advice}")
 
     def _ban(self, answer: _Answer, text: str, retry_after_s: int | None) -> BannedError:
         """Tell the gate how long the ban lasts, and make the error."""

@@ -69,10 +69,12 @@ class Connection:
         websocket: WebSocketConnection,
         tap: FrameTap,
         batches: trio.MemoryReceiveChannel[Frames],
+        url: str,
     ) -> None:
         """Use a websocket that is up."""
         self.batches = batches
         """Received text messages, those of one chunk together. Ends when the peer is gone."""
+        self._url = url
         self._websocket = websocket
         self._tap = tap
 
@@ -82,7 +84,7 @@ class Connection:
             try:
                 await self._websocket.send_message(text)
             except _FOREIGN as error:
-                raise _remote_error(error) from error
+                raise _remote_error(self._url, error) from error
             return
         raise RemoteError(f"the connection has taken nothing for {SEND_S:g} s")
 
@@ -92,7 +94,7 @@ class Connection:
             try:
                 await self._websocket.ping()
             except _FOREIGN as error:
-                raise _remote_error(error) from error
+                raise _remote_error(self._url, error) from error
             return
         raise RemoteError("the connection ended before a ping was answered")
 
@@ -157,7 +159,7 @@ async def open_connection(
                     await trio.aclose_forcefully(tap)
                 raise
             tap.read_pause_s = read_pause_s
-            connection = Connection(websocket, tap, receive)
+            connection = Connection(websocket, tap, receive, address.url)
             nursery.start_soon(connection.pump_rest, send.clone())
             try:
                 yield connection
@@ -170,7 +172,7 @@ async def open_connection(
     except BaseExceptionGroup as group:
         if body_error is None and _is_only_late(group):
             return
-        culprit = _culprit(group, body_error)
+        culprit = _culprit(group, body_error, address.url)
         if culprit is None:
             raise
         raise culprit from culprit.__cause__
@@ -229,8 +231,8 @@ _FOREIGN: Final = (
 """What trio, ssl, sockets and trio-websocket raise for what the peer or the network did."""
 
 
-def _remote_error(error: BaseException) -> RemoteError:
-    return RemoteError(f"websocket connection lost: {_reason(error)}")
+def _remote_error(url: str, error: BaseException) -> RemoteError:
+    return RemoteError(f"{url}: {_reason(error)}")
 
 
 def _reason(error: BaseException) -> str:
@@ -256,7 +258,7 @@ def _is_only_late(group: BaseExceptionGroup[BaseException]) -> bool:
 
 
 def _culprit(
-    group: BaseExceptionGroup[BaseException], body_error: BaseException | None
+    group: BaseExceptionGroup[BaseException], body_error: BaseException | None, url: str
 ) -> BaseException | None:
     """Return the one exception to raise for a group, or None where it has to go on as it is."""
     if body_error is not None and any(each is body_error for each in group.exceptions):
@@ -266,7 +268,7 @@ def _culprit(
         if isinstance(error, KlaggError):
             culprit = error
         elif isinstance(error, _FOREIGN):
-            culprit = culprit or _remote_error(error)
+            culprit = culprit or _remote_error(url, error)
             culprit.__cause__ = culprit.__cause__ or error
         elif not isinstance(error, trio.Cancelled):
             return None

@@ -22,14 +22,13 @@ The parts are elsewhere: `statements` stores a bar, `fold` moves bars, `reading`
 
 from __future__ import annotations
 
-import datetime
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from operator import attrgetter, itemgetter
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from klagg_trio.core.bar import Bar, Source
 from klagg_trio.core.errors import DamagedDataError, StoreError
@@ -42,14 +41,30 @@ from klagg_trio.core.facts import (
     MinuteSpan,
     RunningBar,
 )
-from klagg_trio.core.intervals import MINUTE, MINUTE_MS, THREE_DAY_PHASE_MS
+from klagg_trio.core.intervals import DAY_MS, MINUTE, MINUTE_MS, THREE_DAY_PHASE_MS, Interval
+from klagg_trio.store.absence import clear_absences, contracts_with_absences, put_absences
+from klagg_trio.store.changes import (
+    ADDED,
+    DOUBTED,
+    ENDED,
+    RESTATED,
+    RESUMED,
+    ChangeLog,
+    Span,
+    spans_of,
+)
+from klagg_trio.store.filling import bounds, close_before, count_between, fill, open_from
 from klagg_trio.store.fold import Folding
+from klagg_trio.store.labels import ENDED as STATUS_ENDED
+from klagg_trio.store.labels import TRADING, Contracts
 from klagg_trio.store.reading import Row, mapped, select_bars, stored_spans
-from klagg_trio.store.remake import remade_bars
+from klagg_trio.store.remake import longer_intervals, remade_bars
 from klagg_trio.store.schema import INTERVAL_CODES, migrate, refuse_foreign
 from klagg_trio.store.statements import (
     BORN,
     DOUBT,
+    DOUBT_LONGER,
+    LACK,
     OPEN,
     PROVE,
     RESTATE,
@@ -57,9 +72,10 @@ from klagg_trio.store.statements import (
     TABLES,
     row_of,
 )
+from klagg_trio.store.upgrade import Progress, forget_copy, is_old, upgrade
 
-EVENTS_MAX: Final = 100_000
-"""Events kept: months of a normal life, days of a very bad one, some 10 MB."""
+EVENTS_MAX: Final = 50_000
+"""Events kept: months of a normal life, days of a very bad one: some 5 MB, 30 MB at the worst."""
 
 WAL_BYTES_MAX: Final = 64 * 2**20
 """A backfill checkpoints when the write-ahead log is larger than this."""
@@ -72,14 +88,21 @@ OPEN_TIMEOUT_MS: Final = 1_000
 
 CACHE_KIB: Final = 16_384
 
-REPLACED_MARK: Final = "@"
-"""Between the ticker of a contract whose ticker was reused, and the date of its listing."""
+MONTH_MS_MAX: Final = 31 * DAY_MS
 
 NEVER_MS: Final = 4_133_404_800_000
 """2100-12-25, what the exchange gives as the delivery time of a perpetual contract."""
 
 _KEY_OF_RUNNING: Final = itemgetter(1, 0)
 _fields: Final = attrgetter("symbol", "interval", "bar", "merged_until_ms")
+
+
+class Identity(NamedTuple):
+    """Which database a file is, wherever it is copied to."""
+
+    database_id: str | None
+    generation: int
+    """New after a restore, and when a snapshot is found that is newer than the database."""
 
 
 class ContractLike(Protocol):
@@ -102,17 +125,22 @@ class Database:
         """Use `Database.open`."""
         self.path = path
         self._connection = connection
-        self._ids: dict[str, int] = {}
+        self._log = ChangeLog(connection)
+        self._contracts = Contracts(connection, self._log)
         self._folding = Folding(connection)
-        self._lives: dict[int, Listing] = {}
+        self._lacking: set[int] = set()
+        """Contracts of which any stretch is noted that the exchange lacks."""
+        self._tick_ms = 0
+        """The last tick: what ends later is no news to a reader who goes by time."""
         self._running_written: dict[tuple[int, int], tuple[Any, ...]] = {}
         """What the row of a running bar was last written from."""
-        self._load_symbols()
+        self._load()
 
     @classmethod
-    def open(cls, path: Path) -> Database:
+    def open(cls, path: Path, on_upgrade: Progress | None = None) -> Database:
         """Open the database, making or migrating it where needed.
 
+        `on_upgrade` is told how much of an earlier klagg's database has been brought up to date.
         Raises StoreError where the disk refuses or another program holds the file (BusyError),
         DamagedDataError where the file is not a klagg database, or not whole. Such a file is left
         as it is.
@@ -124,26 +152,23 @@ class Database:
                 f"the data directory {path.parent} cannot be made ({error.strerror}); "
                 "choose another: --data-dir"
             ) from error
-        with mapped(path):
-            # The writer calls from a worker thread, one call at a time.
-            connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-            try:
-                connection.execute(f"PRAGMA busy_timeout = {OPEN_TIMEOUT_MS}")
-                refuse_foreign(connection)  # before anything in it is changed
-                connection.execute("PRAGMA journal_mode = WAL")
-                connection.execute("PRAGMA synchronous = FULL")
-                connection.execute("PRAGMA wal_autocheckpoint = 0")  # `checkpoint` is called
-                connection.execute(f"PRAGMA journal_size_limit = {WAL_BYTES_MAX}")
-                connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
-                migrate(connection)
-                connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
+        try:
+            with mapped(path):
+                _bring_up_to_date(path, on_upgrade)
+                connection = _connect(path)
+        except ValueError as error:
+            raise DamagedDataError(f"{path}: {error}") from error
+        except OSError as error:
+            raise StoreError(
+                f"{path} cannot be brought up to date ({error.strerror or error}); it is as it "
+                "was; mend that, then start again"
+            ) from error
+        try:
+            with mapped(path):
                 return cls(path, connection)
-            except ValueError as error:
-                connection.close()
-                raise DamagedDataError(f"{path}: {error}") from error
-            except sqlite3.Error:
-                connection.close()
-                raise
+        except BaseException:
+            connection.close()
+            raise
 
     def close(self) -> None:
         """Bring all into the database file, and let it go."""
@@ -175,40 +200,70 @@ class Database:
             rows += self._put_running(x for x in running if x.interval != MINUTE.name)
             for key, value in (meta or {}).items():
                 self._put_meta(key, value)
+            self._log.write(max(self._tick_ms, minute_ms or 0))
             if minute_ms is not None:
                 self._put_meta("last_tick", minute_ms)
-            return rows
+        if minute_ms is not None:
+            self._tick_ms = minute_ms
+        return rows
 
     def _store(self, facts: Facts) -> int:
-        for symbol in facts.ended:
-            self._end(symbol)
-        for listing in facts.listings:
-            self._put_symbol(listing, "TRADING")
-        rows = self._put(SEAL, facts.sealed)
-        rows += self._put(RESTATE, _last_of_each(facts.restated))
-        for span in facts.doubted:
-            rows += self._relabel(DOUBT, span)
-        for span in facts.proven:
-            rows += self._relabel(PROVE, span)
+        self._store_lives(facts)
+        rows = self._put(SEAL, facts.sealed, ADDED)
+        rows += self._put(RESTATE, _last_of_each(facts.restated), RESTATED)
+        touched = _minutes_restated(facts)
         told = {(f.symbol, f.interval, f.bar.open_ms) for f in (*facts.restated, *facts.sealed)}
-        for symbol, minutes in _minutes_touched(facts).items():
-            rows += self._put(RESTATE, self._remade(symbol, minutes, told))
+        for span in facts.doubted:
+            rows += self._doubt(span, told)
+        for change, spans in ((PROVE, facts.proven), (LACK, facts.absent)):
+            for span in spans:
+                changed = self._relabel(change, span) if change is PROVE else self._lack(span)
+                rows += sum((last - first) // MINUTE_MS + 1 for first, last in changed)
+                if changed:
+                    touched.setdefault(span.symbol, []).extend(changed)
+        for symbol, minutes in touched.items():
+            rows += self._put(RESTATE, self._remade(symbol, sorted(minutes), told), RESTATED)
+        if facts.absences:
+            put_absences(self._connection, self._contracts.ids, facts.absences)
+            self._lacking = contracts_with_absences(self._connection)
         if facts.events:
             self._put_events(facts.events)
         return rows
 
-    def _put(self, statements: dict[str, str], facts: Iterable[BarFact]) -> int:
-        """Store bars, each in the table where it belongs."""
+    def _store_lives(self, facts: Facts) -> None:
+        contracts = self._contracts
+        for symbol in facts.ended:
+            self._forget_running(contracts.set_status(symbol, STATUS_ENDED, ENDED, self._tick_ms))
+        for symbol in facts.replaced:
+            self._forget_running(contracts.replace(symbol, self._tick_ms))
+        for symbol in facts.resumed:
+            contracts.set_status(symbol, TRADING, RESUMED, self._tick_ms)
+        for listing in facts.listings:
+            self._take_up(listing)
+
+    def _take_up(self, listing: Listing) -> int:
+        number = self._contracts.put(listing, self._tick_ms)
+        self._folding.until.setdefault(number, 0)
+        return number
+
+    def _forget_running(self, number: int | None) -> None:
+        """Drop the running bars of a contract that has ended: it has none any more."""
+        if number is not None:
+            self._connection.execute("DELETE FROM open_bars WHERE symbol = ?", (number,))
+            for key in [key for key in self._running_written if key[0] == number]:
+                del self._running_written[key]
+
+    def _put(self, statements: dict[str, str], facts: Iterable[BarFact], kind: str) -> int:
+        """Store bars, each in the table where it belongs. What is past is logged as of a kind."""
         settled: list[Row] = []
         recent: list[Row] = []
         opens: set[tuple[int, int, int]] = set()
-        ids, folded = self._ids, self._folding.until
+        ids, folded = self._contracts.ids, self._folding.until
         for fact in facts:
             bar = fact.bar
             number = ids.get(fact.symbol)
             if number is None:
-                listing = Listing(fact.symbol, 0, NEVER_MS, THREE_DAY_PHASE_MS)
-                number = self._put_symbol(listing, "")
+                number = self._take_up(Listing(fact.symbol, 0, NEVER_MS, THREE_DAY_PHASE_MS))
             code = INTERVAL_CODES[fact.interval]
             if bar.end_ms > folded[number]:
                 recent.append(row_of(number, code, bar))
@@ -221,30 +276,110 @@ class Database:
         rows = 0
         for table, some in (("bars", settled), ("recent_bars", recent)):
             if some:
-                rows += execute_many(statements[table], some).rowcount
+                changed = execute_many(statements[table], some).rowcount
+                rows += changed
+                # Of a tick's own bars, which are many, only the few opening times are looked at.
+                if changed and (table == "bars" or any(x[2] <= self._tick_ms for x in opens)):
+                    self._note_past(kind, some)
         return rows
 
-    def _relabel(self, change: tuple[str, str], span: MinuteSpan) -> int:
-        """Give stored minutes another source; their values stay."""
-        number = self._ids.get(span.symbol)
+    def _note_past(self, kind: str, rows: Iterable[Row]) -> None:
+        """Log the bars that are past, and forget of official minutes that they were lacking."""
+        past = [row for row in rows if row[3] <= self._tick_ms]
+        self._log.add_bars(kind, past)
+        minute = INTERVAL_CODES[MINUTE.name]
+        for row in past if self._lacking else ():
+            if row[0] in self._lacking and row[1] == minute and row[-1] == Source.OFFICIAL:
+                clear_absences(self._connection, row[0], (row[2], row[2]))
+
+    # -- Stretches -----------------------------------------------------------------------------
+
+    def _relabel(
+        self,
+        change: tuple[str, str],
+        span: MinuteSpan,
+        interval: Interval = MINUTE,
+        told: Sequence[int] = (),
+        price: float | None = None,
+    ) -> list[Span]:
+        """Give stored bars another source, but those that open when told. Returns which changed.
+
+        However long a span is, it costs what is stored of it.
+        """
+        number = self._contracts.ids.get(span.symbol)
         if number is None:
-            return 0
+            return []
         values, condition = change
+        code = INTERVAL_CODES[interval.name]
         where = {
-            "bars": "open_time BETWEEN ? AND ?",
-            # The table's key begins with the time: look the few minutes up one by one.
+            "bars": "open_time BETWEEN :first AND :last",
+            # The table's key begins with the time: look the few opening times up one by one.
             "recent_bars": "open_time IN (SELECT open_time FROM recent_opens"
-            f" WHERE interval = {INTERVAL_CODES[MINUTE.name]} AND open_time BETWEEN ? AND ?)"
-            f" AND end_time > {self._folding.until[number]}",
+            " WHERE interval = :code AND open_time BETWEEN :first AND :last)"
+            " AND end_time > :folded",
         }
-        return sum(
-            self._connection.execute(
-                f"UPDATE {table} SET {values}, revision = revision + 1 WHERE symbol = ?"
-                f" AND interval = {INTERVAL_CODES[MINUTE.name]} AND {where[table]} AND {condition}",
-                (number, span.first_ms, span.last_ms),
-            ).rowcount
-            for table in TABLES
-        )
+        parameters = {
+            "number": number,
+            "code": code,
+            "first": interval.floor(max(0, span.first_ms)),
+            "last": span.last_ms,
+            "folded": self._folding.until[number],
+            "told": json.dumps(told),
+            "price": price,
+        }
+        opens: list[int] = []
+        for table in TABLES:
+            found = self._connection.execute(
+                f"UPDATE {table} SET {values}, revision = revision + 1 WHERE symbol = :number"
+                f" AND interval = :code AND {where[table]} AND {condition}"
+                " AND open_time NOT IN (SELECT value FROM json_each(:told)) RETURNING open_time",
+                parameters,
+            )
+            opens += [open_ms for (open_ms,) in found]
+        spans = spans_of(opens, interval.length_ms or MONTH_MS_MAX)
+        kind = DOUBTED if change in (DOUBT, DOUBT_LONGER) else RESTATED
+        for first_ms, last_ms in spans:
+            if first_ms < self._tick_ms:
+                self._log.add(kind, number, code, first_ms, last_ms)
+        return spans
+
+    def _doubt(self, span: MinuteSpan, told: set[tuple[str, str, int]]) -> int:
+        """Call stored minutes suspect, and with them the longer bars that hold them."""
+        changed = self._relabel(DOUBT, span)
+        rows = sum((last - first) // MINUTE_MS + 1 for first, last in changed)
+        if not changed:
+            return rows
+        life = self._contracts.lives[self._contracts.ids[span.symbol]]
+        for interval in longer_intervals(life):
+            opens = [key[2] for key in told if key[:2] == (span.symbol, interval.name)]
+            for first_ms, last_ms in changed:
+                minutes = MinuteSpan(span.symbol, first_ms, last_ms)
+                rows += len(self._relabel(DOUBT_LONGER, minutes, interval, opens))
+        return rows
+
+    def _lack(self, span: MinuteSpan) -> list[Span]:
+        """Make minutes absent that the exchange lacks: flat at the close before them.
+
+        What is missing within what is stored of the contract is made, too.
+        """
+        number = self._contracts.ids.get(span.symbol)
+        stored = None if number is None else bounds(self._connection, number)
+        if number is None or stored is None:
+            return []
+        first_ms, last_ms = max(span.first_ms, stored[0]), min(span.last_ms, stored[1])
+        price = close_before(self._connection, span.symbol, first_ms)
+        if price is None:
+            price = open_from(self._connection, span.symbol, first_ms)
+        if first_ms > last_ms or price is None:
+            return []
+        within = MinuteSpan(span.symbol, first_ms, last_ms)
+        expected = (last_ms - first_ms) // MINUTE_MS + 1
+        if count_between(self._connection, span.symbol, (first_ms, last_ms)) < expected:
+            self._folding.move(number, last_ms + MINUTE_MS)
+            if fill(self._connection, number, MINUTE, within[1:], price, Source.ABSENT):
+                code = INTERVAL_CODES[MINUTE.name]
+                self._log.add(ADDED, number, code, first_ms, last_ms)
+        return self._relabel(LACK, within, price=price)
 
     def _put_running(self, bars: Iterable[RunningBar]) -> int:
         """Store the running bars that changed since they were last stored.
@@ -252,7 +387,7 @@ class Database:
         A longer bar that has merged more minutes without trades has not changed: they add nothing.
         """
         rows = []
-        written, ids = self._running_written, self._ids
+        written, ids = self._running_written, self._contracts.ids
         for symbol, interval, bar, merged_until_ms in map(_fields, bars):
             number = ids.get(symbol)
             if number is None:
@@ -282,7 +417,7 @@ class Database:
             numbers = together.setdefault((birth.interval, birth.open_ms, birth.end_ms), [])
             code = INTERVAL_CODES[birth.interval]
             for symbol in birth.symbols:
-                number = self._ids.get(symbol)
+                number = self._contracts.ids.get(symbol)
                 state = None if number is None else written.get((number, minute_code))
                 if number is not None and state is not None and state[0] == birth.open_ms:
                     written[number, code] = (birth.open_ms, Source.FLAT)
@@ -310,73 +445,24 @@ class Database:
         )
 
     def _remade(
-        self, symbol: str, minutes: set[int], told: set[tuple[str, str, int]]
+        self, symbol: str, minutes: Sequence[Span], told: set[tuple[str, str, int]]
     ) -> list[BarFact]:
-        number = self._ids.get(symbol)
+        number = self._contracts.ids.get(symbol)
         if number is None:
             return []  # nothing of it is stored yet
-        life = self._lives[number]
+        life = self._contracts.lives[number]
         return list(remade_bars(self._connection, life, minutes, told))
 
     # -- Symbols -------------------------------------------------------------------------------
 
-    def _load_symbols(self) -> None:
-        """Read what is remembered of the symbols, at the start and after a failed transaction."""
-        self._ids.clear()
-        self._folding.until.clear()
-        self._lives.clear()
+    def _load(self) -> None:
+        """Read what is remembered of the tables, at the start and after a failed transaction."""
+        self._log.forget()
         self._running_written.clear()
-        for number, folded_until, *listing in self._connection.execute(
-            "SELECT id, folded_until, symbol, onboard_ms, delivery_ms, three_day_phase_ms"
-            " FROM symbols"
-        ):
-            self._ids[listing[0]] = number
-            self._folding.until[number] = folded_until
-            self._lives[number] = Listing(*listing)
-
-    def _put_symbol(self, listing: Listing, status: str) -> int:
-        """Take up a symbol, or what is new about it. A reused ticker is a new symbol."""
-        known = self._ids.get(listing.symbol)
-        if known is not None and 0 < self._lives[known].onboard_ms < listing.onboard_ms:
-            self._rename(known)
-        number: int = self._connection.execute(
-            "INSERT INTO symbols (symbol, onboard_ms, delivery_ms, three_day_phase_ms, status)"
-            " VALUES (?, ?, ?, ?, ?) ON CONFLICT (symbol) DO UPDATE SET"
-            " onboard_ms = excluded.onboard_ms, delivery_ms = excluded.delivery_ms,"
-            " three_day_phase_ms = excluded.three_day_phase_ms, status = excluded.status"
-            " RETURNING id",
-            (*listing[:4], status),
-        ).fetchone()[0]
-        self._ids[listing.symbol] = number
-        self._folding.until.setdefault(number, 0)
-        self._lives[number] = listing
-        return number
-
-    def _rename(self, number: int) -> None:
-        """Free the ticker of a contract that is gone: its bars stay, under another name.
-
-        What a new contract trades under an old ticker has nothing to do with the old one's prices;
-        the exchange too serves the new one's bars only.
-        """
-        life = self._lives[number]
-        self._end(life.symbol)
-        name = f"{life.symbol}{REPLACED_MARK}{_date(life.onboard_ms)}"
-        self._connection.execute(
-            "UPDATE symbols SET symbol = ?, status = 'REPLACED' WHERE id = ?", (name, number)
-        )
-        del self._ids[life.symbol]
-        self._ids[name] = number
-        self._lives[number] = life._replace(symbol=name)
-
-    def _end(self, symbol: str) -> None:
-        """Note that a symbol has ended: it has no running bars any more."""
-        number = self._ids.get(symbol)
-        if number is not None:
-            execute = self._connection.execute
-            execute("UPDATE symbols SET status = 'ENDED' WHERE id = ?", (number,))
-            execute("DELETE FROM open_bars WHERE symbol = ?", (number,))
-            for key in [key for key in self._running_written if key[0] == number]:
-                del self._running_written[key]
+        self._folding.until.clear()
+        self._folding.until.update(self._contracts.load())
+        self._lacking = contracts_with_absences(self._connection)
+        self._tick_ms = self.last_tick()
 
     # -- What a backfill writes and reads ------------------------------------------------------
 
@@ -386,25 +472,31 @@ class Database:
             for contract in contracts:
                 phase_ms = phases.get(contract.symbol, THREE_DAY_PHASE_MS)
                 listing = Listing(
-                    contract.symbol, contract.onboard_ms, contract.delivery_ms, phase_ms
+                    contract.symbol,
+                    contract.onboard_ms,
+                    contract.delivery_ms,
+                    phase_ms,
+                    status=contract.status,
                 )
-                self._put_symbol(listing, contract.status)
+                self._take_up(listing)
 
     def put_history(self, symbol: str, interval: str, bars: Sequence[Bar]) -> int:
         """Store official bars of the past. Returns rows written; what is the same is not."""
         if not bars:
             return 0
         with self._transaction():
-            number = self._ids[symbol]
+            number = self._contracts.ids[symbol]
             # Old bars belong into `bars` at once: nothing of them would be read as recent.
             self._folding.move(number, max(bar.end_ms for bar in bars))
             known = select_bars(
                 self._connection, symbol, interval, bars[0].open_ms, bars[-1].open_ms
             )
-            rows = self._put(RESTATE, [BarFact(symbol, interval, bar) for bar in bars])
+            facts = [BarFact(symbol, interval, bar) for bar in bars]
+            rows = self._put(RESTATE, (x for x in facts if x.bar.open_ms not in known), ADDED)
+            rows += self._put(RESTATE, (x for x in facts if x.bar.open_ms in known), RESTATED)
             if known and interval == MINUTE.name:
-                minutes = {bar.open_ms for bar in bars if bar.open_ms in known}
-                rows += self._put(RESTATE, self._remade(symbol, minutes, set()))
+                minutes = spans_of((x.open_ms for x in bars if x.open_ms in known), MINUTE_MS)
+                rows += self._put(RESTATE, self._remade(symbol, minutes, set()), RESTATED)
         if self._wal_bytes() > WAL_BYTES_MAX:
             self.checkpoint()
         return rows
@@ -412,6 +504,22 @@ class Database:
     def stored_spans(self, symbol: str, interval: str) -> list[tuple[int, int]]:
         """Return the stored bars that are not suspect, as spans from an open time to an end."""
         return stored_spans(self._connection, symbol, interval)
+
+    def symbols(self) -> list[str]:
+        """Return the labels of all contracts of which anything is known."""
+        return list(self._contracts.ids)
+
+    def meta(self, key: str) -> str | None:
+        """Return a text that was kept under this key; None where none was."""
+        with mapped(self.path):
+            row = self._connection.execute(
+                "SELECT value FROM meta WHERE key = ?", (key,)
+            ).fetchone()
+        return None if row is None else str(row[0])
+
+    def identity(self) -> Identity:
+        """Return which database this is, and the how manieth life of it."""
+        return Identity(self.meta("database_id"), int(self.meta("generation") or 0))
 
     def last_tick(self) -> int:
         """Return the minute before which every bar is stored; 0 in a new database."""
@@ -448,17 +556,46 @@ class Database:
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield
+                self._log.write(self._tick_ms)
                 self._connection.execute("COMMIT")
             except BaseException:
                 if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
-                self._load_symbols()
+                self._load()
                 raise
 
 
-def _date(at_ms: int) -> str:
-    """Return the UTC date and time of a listing, as part of a name."""
-    return f"{datetime.datetime.fromtimestamp(at_ms / 1_000, datetime.UTC):%Y%m%dT%H%M}"
+def _bring_up_to_date(path: Path, on_upgrade: Progress | None) -> None:
+    """Copy an earlier klagg's database into the present tables; clear away what is left of that."""
+    if path.exists():
+        with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+            connection.execute(f"PRAGMA busy_timeout = {OPEN_TIMEOUT_MS}")
+            refuse_foreign(connection)  # before anything in it is changed
+            old = is_old(connection)
+        if old:
+            upgrade(path, on_upgrade)
+    forget_copy(path)
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    # The writer calls from a worker thread, one call at a time.
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    try:
+        connection.execute(f"PRAGMA busy_timeout = {OPEN_TIMEOUT_MS}")
+        connection.execute(
+            "PRAGMA auto_vacuum = INCREMENTAL"
+        )  # of a new file; else it says nothing
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA wal_autocheckpoint = 0")  # `checkpoint` is called
+        connection.execute(f"PRAGMA journal_size_limit = {WAL_BYTES_MAX}")
+        connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
+        migrate(connection)
+        connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
 
 
 def _last_of_each(facts: Sequence[BarFact]) -> Iterable[BarFact]:
@@ -466,13 +603,10 @@ def _last_of_each(facts: Sequence[BarFact]) -> Iterable[BarFact]:
     return {(fact.symbol, fact.interval, fact.bar.open_ms): fact for fact in facts}.values()
 
 
-def _minutes_touched(facts: Facts) -> dict[str, set[int]]:
-    """Return the stored minutes that facts change, by symbol."""
-    touched: dict[str, set[int]] = {}
+def _minutes_restated(facts: Facts) -> dict[str, list[Span]]:
+    """Return the minutes that facts restate, as spans by symbol."""
+    opens: dict[str, list[int]] = {}
     for fact in facts.restated:
         if fact.interval == MINUTE.name:
-            touched.setdefault(fact.symbol, set()).add(fact.bar.open_ms)
-    for span in (*facts.doubted, *facts.proven):
-        minutes = range(span.first_ms, span.last_ms + MINUTE_MS, MINUTE_MS)
-        touched.setdefault(span.symbol, set()).update(minutes)
-    return touched
+            opens.setdefault(fact.symbol, []).append(fact.bar.open_ms)
+    return {symbol: spans_of(found, MINUTE_MS) for symbol, found in opens.items()}

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from klagg_trio.core.bar import Bar, Source
 from klagg_trio.core.errors import BusyError, DamagedDataError, StoreError
+from klagg_trio.core.facts import AbsenceNote
 from klagg_trio.core.plain import plain
 from klagg_trio.store.schema import VALUE_COLUMNS
 
@@ -157,24 +158,37 @@ def select_suspects(connection: sqlite3.Connection, limit: int) -> list[tuple[st
     """Return symbol, interval, open time and end of suspect bars, in that order.
 
     Reads the tables, not the view: `suspect_bars` is a partial index of the few that there are, and
-    of the recent bars all have to be looked at.
+    of the recent bars all have to be looked at. Contracts whose label another one has are passed
+    over: the exchange does not serve their bars any more.
     """
-    return connection.execute(
+    rows = connection.execute(
         f"""
-        SELECT s.symbol, i.interval, found.open_time, found.end_time FROM (
-            SELECT symbol, interval, open_time, end_time FROM bars
-            WHERE source = {Source.SUSPECT:d}
-            UNION ALL
-            SELECT b.symbol, b.interval, b.open_time, b.end_time FROM recent_bars AS b
-            JOIN symbols ON symbols.id = b.symbol AND b.end_time > symbols.folded_until
-            WHERE b.source = {Source.SUSPECT:d}
-        ) AS found
-        JOIN symbols AS s ON s.id = found.symbol AND s.status <> 'REPLACED'
-        JOIN intervals AS i ON i.id = found.interval
-        ORDER BY 1, found.interval, 3 LIMIT ?
+        SELECT s.symbol, i.interval, b.open_time, b.end_time, i.id
+        FROM symbols AS s
+        CROSS JOIN intervals AS i
+        CROSS JOIN bars AS b INDEXED BY suspect_bars ON b.symbol = s.id AND b.interval = i.id
+        WHERE s.status <> 'REPLACED' AND b.source = {Source.SUSPECT:d}
+        UNION ALL
+        SELECT s.symbol, i.interval, b.open_time, b.end_time, i.id
+        FROM recent_bars AS b
+        JOIN symbols AS s ON s.id = b.symbol AND b.end_time > s.folded_until
+        JOIN intervals AS i ON i.id = b.interval
+        WHERE s.status <> 'REPLACED' AND b.source = {Source.SUSPECT:d}
+        ORDER BY 1, 5, 3 LIMIT ?
         """,
         (limit,),
-    ).fetchall()
+    )
+    return [row[:4] for row in rows]
+
+
+def select_absences(connection: sqlite3.Connection) -> list[AbsenceNote]:
+    """Return what is noted of stretches that the exchange lacks, of contracts that it may serve."""
+    rows = connection.execute(
+        "SELECT s.symbol, a.first_ms, a.last_ms, a.noticed_ms, a.asked_ms, a.askings, a.final"
+        " FROM absences AS a JOIN symbols AS s ON s.id = a.contract"
+        " WHERE s.status <> 'REPLACED' ORDER BY 1, 2"
+    )
+    return [AbsenceNote._make((*head, bool(final))) for *head, final in rows]
 
 
 def bar_of(row: Row, end_ms: int) -> Bar:
@@ -182,15 +196,13 @@ def bar_of(row: Row, end_ms: int) -> Bar:
     open_ms, *values, source = row
     bar = Bar(open_ms, end_ms, *map(_exact, values))  # type: ignore[arg-type]
     bar.first = bar.last = open_ms
-    bar.source = Source[source.upper()]
+    try:
+        bar.source = Source[source.upper()]
+    except KeyError:
+        raise DamagedDataError(
+            f"a stored bar is of {source!r}, which only a newer klagg knows; use that version"
+        ) from None
     return bar
-
-
-def as_stored(bar: Bar) -> Bar:
-    """Return an official bar with the values that it reads back with once it is stored."""
-    row: list[float] = [float(value) for value in bar.values()]
-    row[6] = bar.count
-    return bar_of((bar.open_ms, *row, Source.OFFICIAL.label), bar.end_ms)
 
 
 def _exact(value: float) -> Decimal | int:

@@ -18,13 +18,32 @@ Of a running longer bar, `open_bars` has what it has merged up to `merged_until`
 minute and not with every trade. `open_klines` adds what came since: the minute sealed last, where
 it is not among that, and the running minute. More than these two is never missing, but for minutes
 without trades (`worker.apply`, `Database.fold`).
+
+A contract's permanent key is its ticker and `first_ms`, the open time of its first official 1m
+kline; while that is not known (`first_known` is 0) the minute of its listing stands in. Its label
+(`symbols.symbol`) is what people query by. It belongs to the contract that lives: one that lost it
+has its key as its label. What is stored of a contract carries `id`, which never changes.
+
+`change_log` says what cannot be told from time: what changed in bars before the last tick. With the
+database's id and generation (`meta`) and the last tick, the number of its newest row is where a
+reader goes on later. People read it as `changes`, with the contract's key and label.
+
+What the sweep for suspect bars need not look at is not in its index, or not joined with it: minutes
+that the exchange has been found to lack are `absent`, not suspect, and `absences` says when they
+are asked for again, if ever; contracts whose label another one has are passed over as a whole
+(`reading.select_suspects` begins with the contracts).
+
+A database of an earlier klagg is copied into the present tables (`upgrade`): what is checked within
+a table cannot be changed in place.
 """
 
 from __future__ import annotations
 
 import sqlite3
+import uuid
 from typing import Final
 
+from klagg_trio import __version__
 from klagg_trio.core.bar import Source
 from klagg_trio.core.intervals import INTERVALS, MINUTE, MINUTE_MS
 
@@ -56,7 +75,7 @@ _VALUES: Final = """
     count INTEGER NOT NULL,
     taker_buy_volume REAL NOT NULL,
     taker_buy_quote_volume REAL NOT NULL,
-    source INTEGER NOT NULL CHECK (source BETWEEN 0 AND 3),
+    source INTEGER NOT NULL CHECK (source BETWEEN 0 AND 15),
 """
 
 # NaN is stored as NULL, which NOT NULL refuses; infinity is what no comparison with 9e999 passes.
@@ -82,6 +101,8 @@ CREATE TABLE {name} (
 ) STRICT, WITHOUT ROWID;
 """
 
+_KEY: Final = "s.ticker || '@' || strftime('%Y%m%dT%H%M', s.first_ms / 1000, 'unixepoch')"
+
 _NAMED: Final = """
     s.symbol AS symbol, i.interval AS interval, {open_time} AS open_time,
     b.open AS open, b.high AS high, b.low AS low, b.close AS close, b.volume AS volume,
@@ -90,8 +111,9 @@ _NAMED: Final = """
     {source} AS source, {revision} AS revision
 """
 
-_SOURCE_NAME: Final = "CASE b.source {} END".format(
-    " ".join(f"WHEN {source.value} THEN '{source.label}'" for source in tuple(Source)[:4])
+# A number that only a newer klagg knows is shown as such.
+_SOURCE_NAME: Final = "CASE b.source {} ELSE 'source ' || b.source END".format(
+    " ".join(f"WHEN {source.value} THEN '{source.label}'" for source in Source)
 )
 
 _FOLDED_KLINES: Final = f"""
@@ -126,84 +148,6 @@ def _plain(*parts: str) -> list[str]:
 def _marked(sealed: int, *parts: str) -> list[str]:
     """Return the parts of a view with a last column that says whether their bars are sealed."""
     return [part.format(sealed=f", {sealed} AS sealed") for part in parts]
-
-
-_BARS_AND_NAMES: Final = [
-    """
-    CREATE TABLE symbols (
-        id INTEGER PRIMARY KEY,
-        symbol TEXT NOT NULL UNIQUE,
-        onboard_ms INTEGER NOT NULL,
-        delivery_ms INTEGER NOT NULL,
-        three_day_phase_ms INTEGER NOT NULL,
-        status TEXT NOT NULL,
-        folded_until INTEGER NOT NULL DEFAULT 0
-    ) STRICT;
-    """,
-    """
-    CREATE TABLE intervals (
-        id INTEGER PRIMARY KEY,
-        interval TEXT NOT NULL UNIQUE
-    ) STRICT;
-    """,
-    "INSERT INTO intervals (id, interval) VALUES "
-    + ", ".join(f"({code}, '{name}')" for name, code in INTERVAL_CODES.items()),
-    "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;",
-    """
-    CREATE TABLE events (
-        id INTEGER PRIMARY KEY,
-        at_ms INTEGER NOT NULL,
-        kind TEXT NOT NULL,
-        symbol TEXT NOT NULL,
-        text TEXT NOT NULL
-    ) STRICT;
-    """,
-    _BAR_TABLE.format(
-        name="bars",
-        values=_VALUES,
-        revision="revision INTEGER NOT NULL,",
-        key="symbol, interval, open_time",
-        checks=_CHECKS,
-    ),
-    # Suspect bars are few and every one of them is owed to repair, which finds them by this.
-    "CREATE INDEX suspect_bars ON bars (symbol, interval, open_time) WHERE source = 2;",
-    _BAR_TABLE.format(
-        name="recent_bars",
-        values=_VALUES,
-        revision="revision INTEGER NOT NULL,",
-        key="open_time, interval, symbol",
-        checks=_CHECKS,
-    ),
-    """
-    CREATE TABLE recent_opens (
-        interval INTEGER NOT NULL,
-        open_time INTEGER NOT NULL,
-        end_time INTEGER NOT NULL,
-        PRIMARY KEY (interval, open_time)
-    ) STRICT, WITHOUT ROWID;
-    """,
-    _BAR_TABLE.format(
-        name="open_bars",
-        values=_VALUES,
-        revision="",
-        key="interval, symbol",
-        checks=_CHECKS,
-    ),
-    _view("klines", *_plain(_FOLDED_KLINES, _RECENT_KLINES)),
-    f"""
-    CREATE VIEW open_klines AS
-    SELECT {_NAMED.format(open_time="b.open_time", source=_SOURCE_NAME, revision="0")}
-    FROM symbols AS s
-    CROSS JOIN intervals AS i
-    CROSS JOIN open_bars AS b ON b.symbol = s.id AND b.interval = i.id;
-    """,
-    """
-    CREATE VIEW klines_all AS
-    SELECT *, 1 AS sealed FROM klines
-    UNION ALL
-    SELECT *, 0 AS sealed FROM open_klines;
-    """,
-]
 
 
 def _of_traded(parts: str, name: str) -> str:
@@ -266,10 +210,108 @@ _RUNNING_LONGER: Final = f"""
     WHERE i.id <> {_MINUTE}
 """
 
-_RUNNING_BARS_BY_PARTS: Final = [
-    "DROP VIEW klines_all",
-    "DROP VIEW open_klines",
-    "DROP TABLE open_bars",  # a run writes all of them anew
+_TABLES: Final = [
+    """
+    CREATE TABLE symbols (
+        id INTEGER PRIMARY KEY,
+        symbol TEXT NOT NULL UNIQUE,
+        ticker TEXT NOT NULL,
+        first_ms INTEGER NOT NULL,
+        first_known INTEGER NOT NULL CHECK (first_known IN (0, 1)),
+        market TEXT NOT NULL,
+        onboard_ms INTEGER NOT NULL,
+        delivery_ms INTEGER NOT NULL,
+        three_day_phase_ms INTEGER NOT NULL,
+        status TEXT NOT NULL,
+        folded_until INTEGER NOT NULL DEFAULT 0,
+        UNIQUE (market, ticker, first_ms)
+    ) STRICT;
+    """,
+    f"""
+    CREATE VIEW contracts AS
+    SELECT s.id AS id, {_KEY} AS contract, s.symbol AS symbol, s.ticker AS ticker,
+        s.first_ms AS first_ms, s.first_known AS first_known, s.market AS market,
+        s.status AS status, s.onboard_ms AS onboard_ms, s.delivery_ms AS delivery_ms
+    FROM symbols AS s;
+    """,
+    """
+    CREATE TABLE intervals (
+        id INTEGER PRIMARY KEY,
+        interval TEXT NOT NULL UNIQUE
+    ) STRICT;
+    """,
+    "INSERT INTO intervals (id, interval) VALUES "
+    + ", ".join(f"({code}, '{name}')" for name, code in INTERVAL_CODES.items()),
+    "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;",
+    """
+    CREATE TABLE events (
+        id INTEGER PRIMARY KEY,
+        at_ms INTEGER NOT NULL,
+        kind TEXT NOT NULL,
+        symbol TEXT NOT NULL,
+        text TEXT NOT NULL
+    ) STRICT;
+    """,
+    # Numbers are never used twice (AUTOINCREMENT), even where all rows were trimmed.
+    """
+    CREATE TABLE change_log (
+        number INTEGER PRIMARY KEY AUTOINCREMENT,
+        at_ms INTEGER NOT NULL,
+        kind TEXT NOT NULL,
+        contract INTEGER NOT NULL,
+        interval INTEGER,
+        first_ms INTEGER NOT NULL,
+        last_ms INTEGER NOT NULL,
+        text TEXT NOT NULL,
+        CHECK (first_ms <= last_ms)
+    ) STRICT;
+    """,
+    f"""
+    CREATE VIEW changes AS
+    SELECT c.number AS number, c.at_ms AS at_ms, c.kind AS kind, {_KEY} AS contract,
+        s.symbol AS symbol, i.interval AS interval, c.first_ms AS first_ms, c.last_ms AS last_ms,
+        c.text AS text
+    FROM change_log AS c
+    LEFT JOIN symbols AS s ON s.id = c.contract
+    LEFT JOIN intervals AS i ON i.id = c.interval;
+    """,
+    """
+    CREATE TABLE absences (
+        contract INTEGER NOT NULL,
+        first_ms INTEGER NOT NULL,
+        last_ms INTEGER NOT NULL,
+        noticed_ms INTEGER NOT NULL,
+        asked_ms INTEGER NOT NULL,
+        askings INTEGER NOT NULL,
+        final INTEGER NOT NULL CHECK (final IN (0, 1)),
+        PRIMARY KEY (contract, first_ms),
+        CHECK (first_ms <= last_ms)
+    ) STRICT, WITHOUT ROWID;
+    """,
+    _BAR_TABLE.format(
+        name="bars",
+        values=_VALUES,
+        revision="revision INTEGER NOT NULL,",
+        key="symbol, interval, open_time",
+        checks=_CHECKS,
+    ),
+    # Suspect bars are few and every one of them is owed to repair, which finds them by this.
+    "CREATE INDEX suspect_bars ON bars (symbol, interval, open_time) WHERE source = 2;",
+    _BAR_TABLE.format(
+        name="recent_bars",
+        values=_VALUES,
+        revision="revision INTEGER NOT NULL,",
+        key="open_time, interval, symbol",
+        checks=_CHECKS,
+    ),
+    """
+    CREATE TABLE recent_opens (
+        interval INTEGER NOT NULL,
+        open_time INTEGER NOT NULL,
+        end_time INTEGER NOT NULL,
+        PRIMARY KEY (interval, open_time)
+    ) STRICT, WITHOUT ROWID;
+    """,
     _BAR_TABLE.format(
         name="open_bars",
         values=_VALUES,
@@ -277,6 +319,7 @@ _RUNNING_BARS_BY_PARTS: Final = [
         key="interval, symbol",
         checks=_CHECKS,
     ),
+    _view("klines", *_plain(_FOLDED_KLINES, _RECENT_KLINES)),
     _view("open_klines", *_plain(_RUNNING_MINUTES, _RUNNING_LONGER)),
     # One list of parts: were it nested, the planner would sort all bars of a symbol.
     _view(
@@ -289,20 +332,30 @@ _RUNNING_BARS_BY_PARTS: Final = [
 _MIGRATION_SET: Final = "klagg"
 
 STEPS: Final[dict[str, list[str]]] = {
-    "0001 bars and names": _BARS_AND_NAMES,
-    "0002 running bars by parts": _RUNNING_BARS_BY_PARTS,
+    "0001 bars and names": [],
+    "0002 running bars by parts": [],
+    "0003 contracts and changes": _TABLES,
 }
-"""What makes the schema, in order. A step that has been released is never changed."""
+"""What makes the schema, in order. A step that has been released is never changed; but the third
+made all tables anew, so that of those before it only the names are left."""
+
+COPIED: Final = "0003 contracts and changes"
+"""A database that lacks this step is copied into new tables."""
+
+MARKET: Final = "um"
+"""USD-M perpetuals: what a data directory is of, unless it says otherwise."""
+
+META_OF_NEW: Final = {"market": MARKET, "generation": "1"}
 
 
 def migrate(connection: sqlite3.Connection) -> None:
-    """Bring the database up to this program's schema, each step in a transaction of its own.
+    """Make the tables of a new database, or bring those of one that has them up to date.
 
-    Raises ValueError, with a text for the user, for a database that a newer klagg has changed.
+    Each step is a transaction of its own. Raises ValueError, with a text for the user, for a
+    database that a newer klagg has changed.
     """
-    applied = _applied(connection)
-    if unknown := applied.difference(STEPS):
-        raise ValueError(f"a newer klagg made it (step {min(unknown)!r}); use that version")
+    applied = applied_steps(connection)
+    refuse_newer(connection, applied)
     if applied.issuperset(STEPS):
         return  # without the import, which takes a fifth of a second
     from sqlite_utils import Database as Utilities
@@ -315,10 +368,18 @@ def migrate(connection: sqlite3.Connection) -> None:
         def _apply(utilities: Utilities) -> None:
             for statement in statements:
                 utilities.execute(statement)
+            if name == COPIED:
+                for row in {**META_OF_NEW, "database_id": uuid.uuid4().hex}.items():
+                    utilities.execute("INSERT INTO meta (key, value) VALUES (?, ?)", row)
 
     for name, statements in STEPS.items():
         register(name, statements)
     migrations.apply(Utilities(connection, execute_plugins=False))
+    connection.execute(
+        "INSERT INTO meta (key, value) VALUES ('made_by', ?)"
+        " ON CONFLICT DO UPDATE SET value = excluded.value",
+        (f"klagg {__version__}",),
+    )
 
 
 def refuse_foreign(connection: sqlite3.Connection) -> None:
@@ -328,7 +389,8 @@ def refuse_foreign(connection: sqlite3.Connection) -> None:
         raise ValueError("it holds another program's tables; choose another: --data-dir")
 
 
-def _applied(connection: sqlite3.Connection) -> set[str]:
+def applied_steps(connection: sqlite3.Connection) -> set[str]:
+    """Return the names of the steps that made this database; none where it is new."""
     table = "SELECT 1 FROM sqlite_master WHERE name = '_sqlite_migrations'"
     if connection.execute(table).fetchone() is None:
         return set()
@@ -336,3 +398,11 @@ def _applied(connection: sqlite3.Connection) -> set[str]:
         "SELECT name FROM _sqlite_migrations WHERE migration_set = ?", (_MIGRATION_SET,)
     )
     return {name for (name,) in rows}
+
+
+def refuse_newer(connection: sqlite3.Connection, applied: set[str]) -> None:
+    """Raise ValueError, naming who made it, for a database with steps that nobody here knows."""
+    if unknown := applied.difference(STEPS):
+        row = connection.execute("SELECT value FROM meta WHERE key = 'made_by'").fetchone()
+        who = f"{row[0]}, " if row else ""
+        raise ValueError(f"a newer klagg made it ({who}step {min(unknown)!r}); use that version")

@@ -57,6 +57,16 @@ DOUBT: Final = (
     f"source = {Source.SUSPECT:d}",
     f"source IN ({Source.TRADES:d}, {Source.FLAT:d})",
 )
+DOUBT_LONGER: Final = (
+    DOUBT[0],
+    f"source IN ({Source.TRADES:d}, {Source.FLAT:d}, {Source.ABSENT:d})",
+)
+LACK: Final = (
+    "open = :price, high = :price, low = :price, close = :price, volume = 0, quote_volume = 0,"
+    f" count = 0, taker_buy_volume = 0, taker_buy_quote_volume = 0, source = {Source.ABSENT:d}",
+    # Neither what the exchange served nor what we can vouch for gives way to what it lacks.
+    f"(source = {Source.SUSPECT:d} OR (source = {Source.ABSENT:d} AND close <> :price))",
+)
 PROVE: Final = (
     f"source = CASE WHEN count > 0 THEN {Source.TRADES:d} ELSE {Source.FLAT:d} END",
     f"source = {Source.SUSPECT:d}",

@@ -515,6 +515,18 @@ async def test_a_refused_handshake_tells_the_status(autojump_clock):
     await refused(talk, "404")
 
 
+async def test_a_refused_handshake_tells_the_words_and_the_address(autojump_clock):
+    """What a firewall or the exchange says in its page, where it was asked, as it was asked."""
+    page = b"<html><h1>Not \x1b[31mserved\x1b[0m</h1>in your region</html>"
+
+    async def talk(peer):
+        await peer.stream.receive_some(4096)
+        head = b"HTTP/1.1 451 Unavailable\r\nContent-Length: %d\r\n\r\n" % len(page)
+        await peer.stream.send_all(head + page)
+
+    await refused(talk, r"^ws://127.*/stream: .*HTTP status 451: Not served in your region$")
+
+
 async def test_an_end_during_the_handshake_is_noticed(autojump_clock):
     """A peer that closes before it answers is noticed at once, not at the timeout."""
 

@@ -26,7 +26,7 @@ from klagg_trio.core.facts import (
 )
 from klagg_trio.core.intervals import DAY_MS, INTERVALS, MINUTE_MS, THREE_DAY_PHASE_MS
 from klagg_trio.store import database as module
-from klagg_trio.store import fold, schema
+from klagg_trio.store import fold
 from klagg_trio.store.database import NEVER_MS, Database
 from klagg_trio.store.reading import open_reader
 
@@ -155,31 +155,6 @@ def test_database_of_a_newer_klagg_is_refused(path):
     connection.close()
     with pytest.raises(DamagedDataError, match="a newer klagg made it"):
         Database.open(path)
-
-
-def test_database_of_the_first_release_is_brought_up_to_date(path, monkeypatch):
-    """Its sealed bars stay; its running bars, all of them stale, make room for their new form."""
-    with monkeypatch.context() as patch:
-        patch.setattr(schema, "STEPS", dict(list(schema.STEPS.items())[:1]))
-        old = Database.open(path)
-        old.commit(MIDNIGHT_MS + MINUTE_MS, [listing(), sealed(fact(0))])
-        old._connection.execute(
-            "INSERT INTO open_bars SELECT symbol, 0, open_time, end_time, open, high, low, close,"
-            " volume, quote_volume, count, taker_buy_volume, taker_buy_quote_volume, source"
-            " FROM recent_bars"
-        )
-        assert len(all_open(old)) == 1
-        old.close()
-    database = Database.open(path)
-    assert rows(database) == [(0, "trades", 0)]
-    assert all_open(database) == {}
-    both = [running(1), running(0, interval="5m", merged=1)]
-    database.commit(None, [], both)
-    shown = all_open(database)
-    assert (shown["AUSDT", "1m"]["count"], shown["AUSDT", "5m"]["count"]) == (3, 6)
-    total = database._connection.execute("SELECT sealed, count(*) FROM klines_all GROUP BY 1")
-    assert total.fetchall() == [(0, 2), (1, 1)]
-    database.close()
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
@@ -662,11 +637,11 @@ def test_symbol_that_ended_has_no_running_bars(database):
 
 
 def test_reused_ticker_is_a_new_symbol(database):
-    """The old contract's bars keep another name; the new one's begin under the ticker."""
+    """By proof only. The old bars keep their key, the new ones begin under the ticker."""
     old = listing(onboard_ms=MIDNIGHT_MS)
     database.commit(None, [old, sealed(fact(0))], [running(1)])
     new = listing(onboard_ms=MIDNIGHT_MS + 2 * MINUTE_MS)
-    database.commit(None, [Facts(ended=["AUSDT"]), new, sealed(fact(2), fact(3))])
+    database.commit(None, [Facts(replaced=["AUSDT"]), new, sealed(fact(2), fact(3))])
     assert rows(database, columns="symbol, open_time") == [
         ("AUSDT", MIDNIGHT_MS + 2 * MINUTE_MS),
         ("AUSDT", MIDNIGHT_MS + 3 * MINUTE_MS),

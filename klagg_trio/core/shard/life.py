@@ -110,6 +110,7 @@ def end_symbol_before(shard: ShardState, symbol: str, onboard_ms: int) -> Facts:
     state = shard.settled(symbol)
     if state is not None and state.onboard_ms < onboard_ms:
         freeze(shard, state, facts)
+        facts.replaced.append(symbol)
     return facts
 
 
