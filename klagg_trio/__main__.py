@@ -1,17 +1,24 @@
-"""`python -m klagg_trio`, and the console script `klagg`: signals first, then the command line."""
+"""`python -m klagg_trio`, and the console script `klagg`: signals first, then the command line.
 
+The first lines hold a signal's end before anything is imported that takes its time: `signal` itself
+makes its enumerations first. `interrupt` says what it is all about.
+"""
+
+import _signal  # type: ignore[import-not-found, unused-ignore]
 import os
-from typing import NoReturn
 
-try:
-    from klagg_trio import interrupt
 
-    interrupt.end_at_signals()
-except KeyboardInterrupt:  # in the first millisecond, before the handler was there
+def _end(_number: int, _frame: object) -> None:
     os._exit(130)
 
 
-def main() -> NoReturn:
+for _name in ("SIGINT", "SIGTERM", "SIGHUP"):
+    _number = getattr(_signal, _name, None)
+    if _number is not None and _signal.getsignal(_number) != _signal.SIG_IGN:
+        _signal.signal(_number, _end)
+
+
+def main() -> None:
     """Run one command and exit with its code."""
     from klagg_trio import cli
 

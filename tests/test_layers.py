@@ -41,7 +41,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "commands": {"*"},
     "interrupt": set(),
     "cli": {"core", "settings", "commands", "interrupt"},
-    "__main__": {"cli", "interrupt"},
+    "__main__": {"cli"},
     "__init__": set(),
 }
 """For each part of the package (a module or a folder at its top), the parts it may import."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import os
 import random
@@ -9,8 +10,11 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
+
+import klagg_trio
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
@@ -28,7 +32,7 @@ def is_running_klagg(pid):
     """Whether a process has taken the signals in hand: klagg's own first line."""
     with open(f"/proc/{pid}/status") as file:
         caught = next(line for line in file if line.startswith("SigCgt"))
-    return int(caught.split()[1], 16) >> signal.SIGTERM - 1 & 1
+    return int(caught.split()[1], 16) >> signal.SIGHUP - 1 & 1  # the last of the three
 
 
 def wait_for_first_line(process):
@@ -178,3 +182,16 @@ def test_utf8_whatever_the_locale(locale, stored, tmp_path):
         assert process.returncode == 0, process.stderr
         text = process.stdout.decode("utf-8")
         assert arguments[0] != "replay" or "币安人生USDT,1m" in text
+
+
+def test_nothing_is_imported_before_signals_are_in_hand():
+    """What takes a millisecond to import could be interrupted with a traceback."""
+    tree = ast.parse((Path(klagg_trio.__file__).parent / "__main__.py").read_text())
+    loop = next(node.lineno for node in tree.body if isinstance(node, ast.For))
+    before = {
+        alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import | ast.ImportFrom) and node.lineno < loop
+        for alias in node.names
+    }
+    assert before == {"_signal", "os"}
