@@ -18,7 +18,9 @@ Layout, from the bottom up; imports point down only (tests/test_layers.py enforc
 - `nursery_app`      composition root of `klagg run`: every task is started there.
 - `sim/`             the exchange simulator: seeded market, faults, servers.
 - `demo`             simulator, backfill and run in one process.
+- `commands/`        one file a command: flags in, exit code out.
 - `cli`, `settings`  the command line and the settings.
+- `interrupt`        signals, from the first line on.
 """
 
 __version__ = "0.1.0"

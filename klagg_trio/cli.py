@@ -285,7 +285,8 @@ def replay(file: str, symbol: str | None, intervals: str, out: str | None) -> in
     klagg replay BTCUSDT-aggTrades-2026-10-01.zip > bars.csv
     klagg replay trades.csv --symbol BTCUSDT --intervals 1m,1h --out bars.csv
 
-    The exchange's archive files as they are, with or without header, plain, zip or gz.
+    The exchange's archive files as they are, with or without header, plain, zip or gz. What was
+    read is told on stderr: repeats, skipped rows, gaps, suspect minutes.
     """
     from klagg_trio.commands.replay import run_command
 
@@ -350,7 +351,8 @@ def doctor(as_json: bool, **flags: str | None) -> int:
     \b
     klagg doctor
 
-    Looks at the disk, the start snapshot, the exchange by REST and websocket, and the clock.
+    Looks at the disk and for how long its room lasts, the whole database, the start snapshot, the
+    way to the exchange (proxies), the exchange by REST and websocket, and the clock.
     """
     from klagg_trio.commands.doctor import run_command
 
@@ -383,7 +385,11 @@ def config_show(origin: bool, as_json: bool, as_toml_file: bool, **flags: str | 
 @_options(_data_dir, _symbols, _chosen)
 @click.option("--format", "kind", type=click.Choice(["csv", "parquet", "feather"]), default="csv")
 @click.option("--out", type=click.Path(dir_okay=False), help="A file; csv goes to stdout without.")
-@click.option("--since", metavar="SPAN", help="Only newer bars: such as 7d, or from 2026-01-31.")
+@click.option(
+    "--since",
+    metavar="SPAN",
+    help="Only newer bars: such as 7d up to the last tick, or from 2026-01-31.",
+)
 def export(
     kind: str, out: str | None, since: str | None, chosen: str | None, **flags: str | None
 ) -> int:

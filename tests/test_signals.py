@@ -73,7 +73,7 @@ def test_signals_in_the_first_second_end_quietly(command, stored, tmp_path):
     }[command]
     rng = random.Random(command)
     ended = {}
-    for turn in range(7):
+    for turn in range(4):
         process = klagg(command, *arguments, stdout=subprocess.DEVNULL)
         number = NUMBERS[turn % 3]
         wait_for_first_line(process)

@@ -33,7 +33,7 @@ class BannedError(RemoteError):
 
 
 class StoreError(KlaggError):
-    """The disk's: full, read-only, unreadable, or not a database."""
+    """The disk's: full, read-only, or unreadable."""
 
     exit_code = 74
 
@@ -45,7 +45,7 @@ class BusyError(StoreError):
 
 
 class DamagedDataError(KlaggError):
-    """A file of ours is missing, cut short or altered. Never repaired by guessing."""
+    """A file is missing, cut short, altered, or of another kind. Never repaired by guessing."""
 
     exit_code = 65
 
