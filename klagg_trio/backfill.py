@@ -26,9 +26,8 @@ from __future__ import annotations
 
 import datetime
 import decimal
-import difflib
 import math
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -37,7 +36,7 @@ import trio
 
 from klagg_trio.core.bar import EXACT, ZERO, Bar, Source, newborn
 from klagg_trio.core.errors import BannedError, ConfigurationError, KlaggError, RemoteError
-from klagg_trio.core.facts import BarFact, RunningBar
+from klagg_trio.core.facts import BarFact, Facts, RunningBar
 from klagg_trio.core.intervals import (
     DAY_MS,
     HOUR_MS,
@@ -52,6 +51,7 @@ from klagg_trio.core.intervals import (
 from klagg_trio.core.seed import OpenBar, Seed, StartState
 from klagg_trio.exchange import wire
 from klagg_trio.exchange.rest import Priority, Rest
+from klagg_trio.exchange.universe import Universe, nearest
 from klagg_trio.settings import Settings, parse_since
 from klagg_trio.store.database import Database
 from klagg_trio.store.thread import RunInThread
@@ -84,6 +84,10 @@ LISTING_SLACK_MS: Final = DAY_MS
 STATE_WEIGHT: Final = 3
 """Of the calls for a symbol's state: 1d bars, 1h bars, 1m bars, each few enough for weight 1."""
 
+SECOND_LOOK_S: Final = 3.0
+"""Before exchangeInfo is asked again that lacked a name, or everything: nobody's single word ends
+a contract."""
+
 FAILURES_MAX: Final = 8
 """Symbols that fail one after the other: then it is not the symbols, it is the exchange."""
 
@@ -113,6 +117,8 @@ class BackfillReport:
     """In the start snapshot."""
     failed: tuple[tuple[str, str], ...]
     """Symbols left out, each with the reason."""
+    waiting: tuple[tuple[str, str], ...]
+    """Symbols asked for by name that do not trade now: `run` takes them up when they do."""
     bars: int
     weight: int
     snapshot: Path
@@ -360,26 +366,35 @@ class SymbolPlan:
         return [rest for span in self._longer[interval] for rest in subtract(*span, had)]
 
 
-def choose(contracts: Sequence[wire.Contract], symbols: Sequence[str]) -> list[wire.Contract]:
-    """Return the contracts to keep. ConfigurationError for a name that cannot be kept."""
-    listed = {contract.symbol: contract for contract in contracts}
-    if not symbols:
-        ours = [contract for contract in contracts if wire.is_ours(contract)]
-        if not ours:
-            raise RemoteError("the exchange lists no USDT perpetual in trading; try again later")
-        return ours
-    for symbol in symbols:
-        contract = listed.get(symbol)
+def choose(
+    info: wire.ExchangeInfo, universe: Universe, known: Collection[str]
+) -> tuple[list[wire.Contract], dict[str, str]]:
+    """Return the contracts to keep, and names that were asked for and do not trade now, with why.
+
+    `known` are symbols of which something is stored. Raises ConfigurationError for a name that
+    nobody knows, or of a kind that is not kept; RemoteError where nothing trades at all.
+    """
+    chosen = [contract for contract in info.contracts.values() if universe.wants(contract)]
+    waiting = {}
+    for symbol in universe.symbols:
+        contract = info.contracts.get(symbol)
         if contract is None:
-            near = difflib.get_close_matches(symbol.upper(), listed, n=1, cutoff=0.5)
-            advice = f"did you mean {near[0]}?" if near else "see exchangeInfo for its names"
-            raise ConfigurationError(f"the exchange lists no symbol {symbol!r}; {advice}")
-        if not wire.is_ours(contract):
+            if symbol not in info.unreadable and symbol not in known:
+                raise ConfigurationError(
+                    f"the exchange lists no symbol {symbol!r}; {nearest(symbol, info.contracts)}"
+                )
+            waiting[symbol] = "the exchange does not name it now"
+        elif not universe.is_kept_kind(contract):
             raise ConfigurationError(
-                f"{symbol} is no USDT perpetual in trading but {contract.contract_type} in "
-                f"{contract.quote_asset}, {contract.status}; take it out of the symbols"
+                f"{symbol} is {contract.contract_type} in {contract.quote_asset}, kept are "
+                f"{universe.kinds}; take it out of the symbols, or see the settings contracts, "
+                "quotes"
             )
-    return [listed[symbol] for symbol in symbols]
+        elif not universe.wants(contract):
+            waiting[symbol] = f"it is {contract.status}"
+    if not chosen and not universe.symbols:
+        raise RemoteError(f"the exchange lists no {universe.kinds} in trading; try again later")
+    return chosen, waiting
 
 
 def history_start_ms(since: str, now_ms: int) -> int | None:
@@ -427,6 +442,7 @@ class Backfill:
         self._on_progress = on_progress
         self._intervals = select(settings.intervals)
         self._failed: dict[str, str] = {}
+        self._waiting: dict[str, str] = {}
         self._failures_running = 0
         self._phase = "history"
         self._symbols = 0
@@ -460,6 +476,7 @@ class Backfill:
             cut_ms=cut_ms,
             symbols=tuple(seed.symbol for seed in in_order),
             failed=tuple(self._failed.items()),
+            waiting=tuple(self._waiting.items()),
             bars=self._bars,
             weight=self._weight,
             snapshot=path,
@@ -487,12 +504,11 @@ class Backfill:
 
     async def _plan(self, until_ms: int, start_ms: int | None) -> list[SymbolPlan]:
         """Choose the symbols, learn their 3d grids, and say what each of them lacks."""
-        contracts = choose(
-            await self._rest.exchange_info(priority=Priority.BACKFILL), self._settings.symbols
-        )
-        self._weight += 1
+        contracts = await self._choose()
         # What is listed later than that is for the discovery of `run`.
         contracts = [c for c in contracts if MINUTE.floor(c.onboard_ms) < until_ms]
+        for contract in contracts:
+            await self._tell_apart(contract)
         stored = await self._run_in_thread(
             _read_stored, self._database, contracts, [i.name for i in self._intervals]
         )
@@ -506,6 +522,42 @@ class Backfill:
             plan.find_missing(until_ms if start_ms is None else start_ms, stored[plan.symbol])
         self._weight_planned = self._weight + sum(plan.weight + STATE_WEIGHT for plan in plans)
         return plans
+
+    async def _choose(self) -> list[wire.Contract]:
+        """Ask which contracts there are, a second time where the first answer lacks a name."""
+        universe = Universe.of(self._settings)
+        known = await self._run_in_thread(self._database.symbols)
+        info = await self._ask_contracts()
+        lacking = set(universe.symbols).difference(info.names)
+        if not info.names or lacking or not any(map(universe.wants, info.contracts.values())):
+            await trio.sleep(SECOND_LOOK_S)
+            info = await self._ask_contracts()
+        contracts, self._waiting = choose(info, universe, known)
+        return contracts
+
+    async def _ask_contracts(self) -> wire.ExchangeInfo:
+        self._weight += 1
+        return await self._rest.exchange_info(priority=Priority.BACKFILL)
+
+    async def _tell_apart(self, contract: wire.Contract) -> None:
+        """Free the label where another contract has the ticker now than the one that is stored.
+
+        Two witnesses say so: the bars that are stored end before its listing, and the exchange
+        serves no klines from before it. Anything less is a correction of the date.
+        """
+        stored = await self._run_in_thread(self._database.contract, contract.symbol)
+        listed_ms = MINUTE.floor(contract.onboard_ms)
+        if stored is None or stored.end_ms is None or contract.onboard_ms <= stored.onboard_ms:
+            return
+        if stored.end_ms > listed_ms:
+            return
+        self._weight += 1
+        klines = await self._rest.klines(
+            contract.symbol, MINUTE.name, start_ms=0, limit=1, priority=Priority.BACKFILL
+        )
+        if klines.bars and klines.bars[0].open_ms >= listed_ms:
+            facts = Facts(replaced=[contract.symbol])
+            await self._run_in_thread(self._database.commit, None, (facts,))
 
     # -- Many symbols at a time ----------------------------------------------------------------
 

@@ -105,7 +105,11 @@ def _options(*options: Callable[[Command], Command]) -> Callable[[Command], Comm
 
 # Settings as flags. Each goes by its setting's name, and None means: not given.
 _data_dir = click.option("--data-dir", metavar="DIR", help="Where the data lives.  [default: data]")
-_symbols = click.option("--symbols", metavar="NAMES", help="Such as BTCUSDT,ETHUSDT; default: all.")
+_symbols = click.option(
+    "--symbols",
+    metavar="NAMES",
+    help="Such as BTCUSDT,ETHUSDT; default: as before, at first all; or: all.",
+)
 _intervals = click.option("--intervals", metavar="NAMES", help="Such as 1m,1h,1d; or: all.")
 _chosen = click.option(
     "--intervals", "chosen", metavar="NAMES", help="Such as 1h,1d; default: all that are stored."

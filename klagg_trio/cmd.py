@@ -13,8 +13,9 @@ from zlib import crc32
 
 from klagg_trio.core.bar import Bar
 from klagg_trio.core.columns import TradeRuns
-from klagg_trio.core.facts import Births, Facts, RunningBar
+from klagg_trio.core.facts import Births, Facts, Listing, RunningBar
 from klagg_trio.core.seed import Seed
+from klagg_trio.core.shard import Stored
 from klagg_trio.core.trade import Trade
 
 
@@ -53,22 +54,53 @@ class TradesRefused:
 
 @dataclass(frozen=True, slots=True)
 class AddSymbol:
-    """A symbol was listed: make its bars at once, in the running minute."""
+    """A contract was listed, or has come back: make its bars at once, in the running minute."""
 
-    symbol: str
+    listing: Listing
     price: Decimal
     """What its bars are flat at until the first trade: the close of its miniTicker."""
-    onboard_ms: int
-    delivery_ms: int
-    three_day_phase_ms: int
+    stored: Stored | None = None
+    """Where its stored bars end, if there are any: it goes on from there."""
+    replaces: bool = False
+    """Whether its label was that of another contract, which has ended."""
+
+    @property
+    def symbol(self) -> str:
+        """Its label."""
+        return self.listing.symbol
 
 
 @dataclass(frozen=True, slots=True)
-class RemoveSymbol:
-    """A symbol ends at `delivery_ms`: the tick that passes it seals and freezes its bars."""
+class Sighting:
+    """What one complete answer of the exchange says of a contract. A proposal, never a verdict."""
 
     symbol: str
+    status: str | None
+    """None where the answer does not name it."""
     delivery_ms: int
+    at_ms: int
+    """When it was asked, exchange time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Redated:
+    """The exchange gives another listing date for a ticker: the shard judges what that means."""
+
+    listing: Listing
+    served_before: bool
+    """Whether the exchange has klines from before that date."""
+    confirmed: bool
+    """Whether it had none when it was asked before, a pause ago."""
+    price: Decimal
+    """What the bars are flat at, should it be another contract."""
+
+
+@dataclass(frozen=True, slots=True)
+class FirstKline:
+    """When a contract's first official 1m kline opens: with the ticker its permanent key."""
+
+    symbol: str
+    first_ms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,19 +139,6 @@ class AbsentMinutes:
 
 
 @dataclass(frozen=True, slots=True)
-class Sighting:
-    """What one complete answer of the exchange says of a contract. A proposal, never a verdict."""
-
-    symbol: str
-    status: str | None
-    """None where the answer does not name it."""
-    onboard_ms: int
-    delivery_ms: int
-    at_ms: int
-    """When it was asked, exchange time."""
-
-
-@dataclass(frozen=True, slots=True)
 class ReportOpenBars:
     """Hand the running bars to the writer, for `open_klines`."""
 
@@ -135,10 +154,13 @@ Message = (
     | TradeColumnsBatch
     | TradesRefused
     | AddSymbol
-    | RemoveSymbol
+    | Sighting
+    | Redated
+    | FirstKline
     | FeedLive
     | FeedLost
     | ReplaceMinutes
+    | AbsentMinutes
     | ReportOpenBars
     | ReportSeeds
 )

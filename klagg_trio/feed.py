@@ -140,6 +140,12 @@ class Router:
         self._of_stream[wire.stream_name(symbol, "").removesuffix("@")] = symbol
         self._split = None
 
+    def forget(self, symbol: str) -> None:
+        """Forget a symbol that nobody keeps any more: its trades are counted as not ours."""
+        self._shard_of.pop(symbol, None)
+        self._of_stream.pop(wire.stream_name(symbol, "").removesuffix("@"), None)
+        self._split = None
+
     async def send_trades(self, trades: Iterable[Trade], now_ms: int | None = None) -> None:
         """Send each shard its part of a chunk, in order of arrival. Waits for full inboxes.
 
@@ -264,6 +270,8 @@ class _Session:
     subscribed: set[str] = field(default_factory=set)
     symbols: list[str] = field(default_factory=list)
     """What the feed should carry, as of the last look."""
+    canary: str | None = None
+    """The symbol whose mark price proves that data flows."""
     next_id: int = 1
     data_s: float = 0.0
     """Trio time of the last data frame."""
@@ -416,22 +424,39 @@ class Feed:
         if session.symbols == self.symbols:
             return
         session.symbols = list(self.symbols)
-        wanted = set(self.symbols)
         missing = [symbol for symbol in self.symbols if symbol not in session.subscribed]
-        for symbol in session.subscribed - wanted:
-            session.subscribed.discard(symbol)
-            name = wire.stream_name(symbol, "aggTrade")
-            await session.connection.send_text(wire.unsubscribe([name], session.next_id))
-            session.next_id += 1
+        await self._drop_streams(session, set(self.symbols))
         for start in range(0, len(missing), NAMES_PER_REQUEST_MAX - 1):
             symbols = tuple(missing[start : start + NAMES_PER_REQUEST_MAX - 1])
             names = [wire.stream_name(symbol, "aggTrade") for symbol in symbols]
-            if not session.subscribed:
-                names.append(wire.stream_name(symbols[0], "markPrice@1s"))
+            if session.canary is None:
+                session.canary = symbols[0]
+                names.append(wire.stream_name(session.canary, "markPrice@1s"))
             session.asked[session.next_id] = symbols
             session.asked_s = trio.current_time()
             session.subscribed.update(symbols)
             await session.connection.send_text(wire.subscribe(names, session.next_id))
+            session.next_id += 1
+            if start:
+                await trio.sleep(REQUEST_PACE_S)
+        if session.canary is None and self.symbols:
+            session.canary = self.symbols[0]
+            name = wire.stream_name(session.canary, "markPrice@1s")
+            await session.connection.send_text(wire.subscribe([name], session.next_id))
+            session.next_id += 1
+
+    async def _drop_streams(self, session: _Session, wanted: set[str]) -> None:
+        """Unsubscribe what the connection is not to carry any more, the canary too."""
+        names = [
+            wire.stream_name(symbol, "aggTrade") for symbol in sorted(session.subscribed - wanted)
+        ]
+        session.subscribed &= wanted
+        if session.canary is not None and session.canary not in wanted:
+            names.append(wire.stream_name(session.canary, "markPrice@1s"))
+            session.canary = None
+        for start in range(0, len(names), NAMES_PER_REQUEST_MAX):
+            part = names[start : start + NAMES_PER_REQUEST_MAX]
+            await session.connection.send_text(wire.unsubscribe(part, session.next_id))
             session.next_id += 1
             if start:
                 await trio.sleep(REQUEST_PACE_S)
@@ -492,7 +517,8 @@ class Feed:
         return False
 
     async def _become_live(self, session: _Session) -> None:
-        for symbols, since_s in session.acknowledged:
+        for asked, since_s in session.acknowledged:
+            symbols = [symbol for symbol in asked if symbol in session.subscribed]
             since_ms = self._now_ms() - int((trio.current_time() - since_s) * 1000)
             session.event_ms = max(session.event_ms, since_ms)
             session.live.extend(symbols)
@@ -609,7 +635,7 @@ class Feeds:
         """Spread the symbols known at the start evenly over as few connections as allowed."""
         symbols = sorted(symbols)
         cap = self._settings.symbols_per_connection
-        count = max(1, -(-len(symbols) // cap))
+        count = -(-len(symbols) // cap)
         for copy_number in range(self._settings.parallel_feeds):
             for number in range(count):
                 self._make(copy_number, symbols[number::count])
@@ -629,22 +655,47 @@ class Feeds:
             async for message in receive:
                 match message:
                     case cmd.Subscribe(symbol):
-                        self._subscribe(symbol, nursery)
+                        await self._subscribe(symbol, nursery)
                     case cmd.Unsubscribe(symbol):
-                        for feed in self.feeds:
-                            if symbol in feed.symbols:
-                                feed.symbols.remove(symbol)
+                        self._unsubscribe(symbol)
 
-    def _subscribe(self, symbol: str, nursery: trio.Nursery) -> None:
+    async def _subscribe(self, symbol: str, nursery: trio.Nursery) -> None:
         """Put a symbol on the emptiest connection of each copy; make one where all are full."""
         for copy_number in range(self._settings.parallel_feeds):
             copies = [feed for feed in self.feeds if feed.name.startswith(f"{copy_number + 1}.")]
-            feed = min(copies, key=lambda feed: len(feed.symbols))
-            if len(feed.symbols) < self._settings.symbols_per_connection:
+            if any(symbol in feed.symbols for feed in copies):
+                continue
+            feed = min(copies, key=lambda feed: len(feed.symbols), default=None)
+            if feed is not None and len(feed.symbols) < self._settings.symbols_per_connection:
                 feed.symbols.append(symbol)
             else:
                 nursery.start_soon(self._make(copy_number, [symbol]).run)
         self.router.know(symbol)
+        if symbol in self.coverage:  # its stream has been on all the while
+            live = partial(cmd.FeedLive, since_ms=self._clock.now_ms())
+            await self.router.send([symbol], live)
+
+    def _unsubscribe(self, symbol: str) -> None:
+        """Take a symbol off every connection; one that carries nothing any more ends."""
+        for feed in list(self.feeds):
+            if feed.forget(symbol):
+                self.coverage.lose([symbol])
+            if symbol in feed.symbols:
+                feed.symbols.remove(symbol)
+            if not feed.symbols:
+                self._dismiss(feed)
+        self.router.forget(symbol)
+
+    def _dismiss(self, feed: Feed) -> None:
+        """End a feed for good."""
+        self.feeds.remove(feed)
+        self._due.discard(feed.name)
+        self._twins = {
+            name: twin
+            for name, twin in self._twins.items()
+            if name != feed.name and twin is not feed
+        }
+        feed.retire()
 
     async def _rotate(self, nursery: trio.Nursery) -> None:
         """Replace each connection before the exchange cuts it, without a gap."""

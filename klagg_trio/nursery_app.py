@@ -19,6 +19,7 @@ import json
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -36,11 +37,13 @@ from klagg_trio.discovery import Discovery
 from klagg_trio.exchange.clock_probe import TimeProbe, trio_ms
 from klagg_trio.exchange.rest import Rest
 from klagg_trio.exchange.stream import Dial
+from klagg_trio.exchange.universe import Universe
 from klagg_trio.exchange.weight import WeightGate
 from klagg_trio.feed import Feeds, Router
 from klagg_trio.repair import Auditor, Repair
 from klagg_trio.settings import Settings
 from klagg_trio.silence import SilenceWatch
+from klagg_trio.store.contracts import stored_contract
 from klagg_trio.store.database import Database
 from klagg_trio.store.thread import RunInThread
 from klagg_trio.tick import (
@@ -134,6 +137,7 @@ class App:
                 f"the start snapshot holds the intervals {' '.join(start.intervals)}, the settings "
                 f"ask for {' '.join(names)}; run: klagg backfill --data-dir {data_dir}"
             )
+        universe = Universe.of(settings)
         self.settings = settings
         self.edge = edge
         self.start = start
@@ -143,7 +147,7 @@ class App:
         self.clock = ServerClock(edge.probe, settings, local_ms=local_ms, wall_ms=edge.wall_ms)
         self.shards = [Shard(intervals, start.cut_ms) for _ in range(settings.shards)]
         for seed in start.seeds:
-            if not settings.symbols or seed.symbol in settings.symbols:
+            if universe.names(seed.symbol):
                 self.shards[cmd.shard_of(seed.symbol, settings.shards)].load(seed)
         inboxes = [trio.open_memory_channel[cmd.Message](settings.inbox_max) for _ in self.shards]
         self.backlog = Backlog()
@@ -165,18 +169,8 @@ class App:
         self.sentinel = self._make_sentinel()
         self.feeds.look = self.sentinel.look
         self.router = self.feeds.router
-        known = [(state.symbol, state.onboard_ms) for state in self._states()]
-        self.feeds.plan(symbol for symbol, _ in known)
-        self.discovery = Discovery(
-            known,
-            inboxes=self.inboxes,
-            subscriptions=self.subscribe,
-            rest=edge.rest,
-            settings=settings,
-            dial=edge.dial,
-            now_ms=self.clock.now_ms,
-            note=self.note,
-        )
+        self.feeds.plan(symbol for shard in self.shards for symbol in shard.symbols())
+        self.discovery = self._make_discovery(universe)
         self.minute_clock = self._make_minute_clock()
         self.writer = Writer(
             self.writer_end,
@@ -217,6 +211,22 @@ class App:
             committed_ms=lambda: self.writer.committed_ms,
             watch=self.sentinel.watch,
             note=self.note,
+        )
+
+    def _make_discovery(self, universe: Universe) -> Discovery:
+        return Discovery(
+            self.shards,
+            universe=universe,
+            inboxes=self.inboxes,
+            subscriptions=self.subscribe,
+            rest=self.edge.rest,
+            settings=self.settings,
+            dial=self.edge.dial,
+            now_ms=self.clock.now_ms,
+            bounded_event_ms=self.clock.bounded_event_ms,
+            is_sure=lambda: self.clock.is_sure,
+            note=self.note,
+            stored=partial(self.edge.run_in_thread, stored_contract, self.database_path),
         )
 
     def _make_silence_watch(self) -> SilenceWatch:

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 ENVIRONMENT_PREFIX: Final = "KLAGG_"
 FILE_NAME: Final = "klagg.toml"
 
+ALL_SYMBOLS: Final = "all"
+"""Among the symbols: every contract of the kept kinds, whatever was asked for before."""
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -37,6 +40,8 @@ class Settings:
     rest_url: str = "https://fapi.binance.com"
     ws_url: str = "wss://fstream.binance.com/market"
     symbols: tuple[str, ...] = ()
+    contracts: tuple[str, ...] = ("PERPETUAL",)
+    quotes: tuple[str, ...] = ("USDT",)
     intervals: tuple[str, ...] = DEFAULT_INTERVALS
     since: str = "1d"
     shards: int = 4
@@ -60,6 +65,11 @@ class Settings:
     writer_queue_max: int = 256
     time_probe: Literal["asks", "rest"] = "asks"
     log_file: Path | None = None
+
+    @property
+    def named_symbols(self) -> tuple[str, ...]:
+        """The symbols that are named; none where all are meant."""
+        return () if ALL_SYMBOLS in self.symbols else self.symbols
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +96,13 @@ RULES: Final[dict[str, Rule]] = {
         "URL",
         "the exchange's market stream root (/stream is added); ws only for loopback hosts",
     ),
-    "symbols": Rule("names", "the contracts to keep; none named: every USDT perpetual"),
+    "symbols": Rule(
+        "names",
+        "the contracts to keep; none named: what was asked for before, at first every contract of "
+        "the kinds below; or: all",
+    ),
+    "contracts": Rule("names", "contract types to keep, such as PERPETUAL and TRADIFI_PERPETUAL"),
+    "quotes": Rule("names", "quote assets to keep, such as USDT and USDC, or: *"),
     "intervals": Rule("names", "bar lengths to keep, 1m among them, or: all"),
     "since": Rule(
         "duration or date",

@@ -22,7 +22,7 @@ from klagg_trio.core.shard import Shard
 def apply(number: int, shard: Shard, message: cmd.Message) -> list[cmd.Record]:
     """Let shard `number` take one message. Returns what the writer has to know, in order."""
     facts: Facts | None = None
-    ended: Facts | None = None
+    parts: list[Facts] = []
     match message:
         case cmd.TradeBatch(trades):
             facts = shard.apply_trades(trades)
@@ -42,24 +42,25 @@ def apply(number: int, shard: Shard, message: cmd.Message) -> list[cmd.Record]:
             facts = shard.feed_lost(symbols, lost_ms)
         case cmd.ReplaceMinutes(symbol, minutes, stored):
             facts = shard.replace_minutes(symbol, minutes, stored)
-        case cmd.AddSymbol():
-            # Two records where the ticker is reused: its bars of before belong to another contract.
-            ended = shard.end_symbol_before(message.symbol, message.onboard_ms)
-            facts = shard.add_symbol(
-                message.symbol,
-                message.price,
-                message.onboard_ms,
-                message.delivery_ms,
-                message.three_day_phase_ms,
+        case cmd.AbsentMinutes(symbol, first_ms, last_ms):
+            facts = shard.make_absent(symbol, first_ms, last_ms)
+        case cmd.AddSymbol(listing, price, stored_bars, replaces):
+            facts = shard.add_symbol(listing, price, stored=stored_bars, replaces=replaces)
+        case cmd.Sighting(symbol, status, delivery_ms, at_ms):
+            facts = shard.sight(symbol, status, delivery_ms, at_ms)
+        case cmd.Redated(listing, served_before, confirmed, price):
+            # Two parts where another contract has the ticker: its bars are not the old one's.
+            parts = shard.redate(
+                listing, served_before=served_before, confirmed=confirmed, price=price
             )
-        case cmd.RemoveSymbol(symbol, delivery_ms):
-            facts = shard.remove_symbol(symbol, delivery_ms)
+        case cmd.FirstKline(symbol, first_ms):
+            facts = shard.learn_first(symbol, first_ms)
         case cmd.ReportOpenBars():
             merged = [] if shard.merged_told else shard.merged_bars()
             return [cmd.OpenBars(number, shard.running_minutes() + merged)]
         case cmd.ReportSeeds():
             return [cmd.Seeds(number, shard.minute_ms, shard.seeds())]
-    records: list[cmd.Record] = [cmd.Amended(number, part) for part in (ended, facts) if part]
+    records: list[cmd.Record] = [cmd.Amended(number, part) for part in (*parts, facts) if part]
     if records:  # minutes may have changed that longer bars have merged
         shard.merged_told = False
     return records

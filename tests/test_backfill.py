@@ -44,8 +44,10 @@ from klagg_trio.core.intervals import (
     THREE_DAY_PHASE_MS,
 )
 from klagg_trio.exchange import wire
+from klagg_trio.exchange.universe import Universe
 from klagg_trio.exchange.validate import sift
 from klagg_trio.settings import Settings
+from klagg_trio.store.contracts import StoredContract
 from klagg_trio.store.start_snapshot import read_snapshot
 
 NEW_YEAR_MS = 1_735_689_600_000
@@ -153,7 +155,7 @@ class Exchange:
     async def exchange_info(self, *, priority):
         """Answer /exchangeInfo."""
         await trio.sleep(self.latency_s)
-        return list(self.contracts)
+        return wire.ExchangeInfo({contract.symbol: contract for contract in self.contracts})
 
     async def klines(self, symbol, interval, *, start_ms=None, end_ms=None, limit, priority):
         """Answer /klines as binance.md 4.3 describes it, the still open bar included."""
@@ -246,12 +248,30 @@ class MemoryDatabase:
             assert bar.source == Source.OFFICIAL
             stored[bar.open_ms] = bar
 
+    def symbols(self):
+        """Return the names of all that is known."""
+        return list(self.phases)
+
+    def contract(self, symbol):
+        """Return what is stored of a symbol: listed when its first bar opened."""
+        bars = sorted(self.bars.get((symbol, "1m"), {}).values(), key=lambda bar: bar.open_ms)
+        if not bars:
+            return None
+        last = bars[-1]
+        return StoredContract(symbol, bars[0].open_ms, 0, 0, "TRADING", last.end_ms, last.close)
+
     def last_tick(self):
         """Return up to where all is sealed."""
         return self.tick_ms
 
     def commit(self, minute_ms, facts, open_bars=None):
-        """Take the cut and its open bars."""
+        """Take the cut and its open bars, or a label that is given up."""
+        for fact in facts:
+            for symbol in fact.replaced:
+                for key in [key for key in self.bars if key[0] == symbol]:
+                    self.bars[f"{symbol}@old", key[1]] = self.bars.pop(key)
+        if minute_ms is None:
+            return 0
         self.tick_ms = minute_ms
         self.open_bars = list(open_bars)
         return len(self.open_bars)
@@ -435,16 +455,23 @@ def test_choose_names_what_cannot_be_kept():
         contract("XAUUSDT", contract_type="TRADIFI_PERPETUAL"),
         contract("OMGUSDT", status="SETTLING"),
     ]
-    assert [c.symbol for c in choose(rows, ())] == ["BTCUSDT", "币安人生USDT"]
-    assert [c.symbol for c in choose(rows, ("币安人生USDT",))] == ["币安人生USDT"]
+
+    def chosen(*symbols, rows=rows, known=()):
+        info = wire.ExchangeInfo({row.symbol: row for row in rows})
+        contracts, waiting = choose(info, Universe(symbols, ("PERPETUAL",), ("USDT",)), known)
+        return [contract.symbol for contract in contracts], waiting
+
+    assert chosen() == (["BTCUSDT", "币安人生USDT"], {})
+    assert chosen("币安人生USDT") == (["币安人生USDT"], {})
     with pytest.raises(ConfigurationError, match=r"'btcusd'.*BTCUSDT"):
-        choose(rows, ("btcusd",))
+        chosen("btcusd")
     with pytest.raises(ConfigurationError, match=r"XAUUSDT.*TRADIFI_PERPETUAL"):
-        choose(rows, ("XAUUSDT",))
-    with pytest.raises(ConfigurationError, match=r"OMGUSDT.*SETTLING"):
-        choose(rows, ("OMGUSDT",))
-    with pytest.raises(RemoteError, match="no USDT perpetual"):
-        choose(rows[2:], ())
+        chosen("XAUUSDT")
+    assert chosen("BTCUSDT", "OMGUSDT") == (["BTCUSDT"], {"OMGUSDT": "it is SETTLING"})
+    _, waiting = chosen("BTCUSDT", "GONEUSDT", known=["GONEUSDT"])
+    assert waiting == {"GONEUSDT": "the exchange does not name it now"}
+    with pytest.raises(RemoteError, match="no PERPETUAL in USDT"):
+        chosen(rows=rows[2:])
 
 
 def test_history_begins_on_a_whole_hour():
@@ -710,7 +737,8 @@ async def test_reused_ticker_is_a_new_symbol(autojump_clock, tmp_path):
     _, state = await fill(exchange, database, tmp_path)
     stored = [open_ms for open_ms in database.bars["LITUSDT", "1m"] if open_ms >= market.listed_ms]
     assert len(stored) == (state.cut_ms - market.listed_ms) // MINUTE_MS
-    assert len(database.bars["LITUSDT", "1m"]) == len(stored) + 5
+    assert len(database.bars["LITUSDT", "1m"]) == len(stored)
+    assert len(database.bars["LITUSDT@old", "1m"]) == 5
     assert_state_is_exact(state, exchange)
 
 

@@ -99,7 +99,7 @@ async def _run(
         rest = open_rest(settings, WeightGate(share=settings.weight_share))
         try:
             since_ms = since_last_tick_ms(connection, settings.since)
-            series = stored_series(connection, settings.symbols, intervals, since_ms)
+            series = stored_series(connection, settings.named_symbols, intervals, since_ms)
             if not series:
                 raise ConfigurationError(
                     f"no stored bars in {settings.data_dir} match; see: klagg status, and --since"

@@ -24,6 +24,7 @@ from klagg_trio.commands.start import (
     open_rest,
     patient,
     set_up_log,
+    settle_symbols,
     wait_signal,
 )
 from klagg_trio.exchange.weight import WeightGate
@@ -43,6 +44,7 @@ def run_command(flags: Mapping[str, str | None], *, as_json: bool) -> int:
     with advice_for(loaded), locked(settings.data_dir):
         database = open_database(settings.data_dir)
         try:
+            settings = settle_symbols(settings, database)
             with _shown_progress() as on_progress:
                 report = trio.run(_run, settings, database, on_progress)
         finally:
@@ -83,12 +85,17 @@ async def _run(
 
 
 def _tell(report: BackfillReport, as_json: bool, then: str) -> None:
+    for symbol, reason in report.waiting:
+        click.echo(
+            f"klagg: {symbol} waits: {reason}; klagg run takes it up when it trades", err=True
+        )
     for symbol, reason in report.failed:
         click.echo(f"klagg: {symbol} left out: {reason}", err=True)
     if as_json:
         fields = dataclasses.asdict(report) | {
             "symbols": len(report.symbols),
             "failed": dict(report.failed),
+            "waiting": dict(report.waiting),
             "snapshot": str(report.snapshot),
         }
         click.echo(json.dumps(fields, ensure_ascii=False))

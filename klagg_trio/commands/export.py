@@ -99,12 +99,12 @@ def _since_ms(connection: sqlite3.Connection, since: str | None) -> int:
 def _symbols(connection: sqlite3.Connection, settings: Settings) -> Sequence[str]:
     """Return the symbols asked for, or all that are stored."""
     stored = [symbol for (symbol,) in connection.execute("SELECT symbol FROM symbols ORDER BY 1")]
-    for symbol in settings.symbols:
+    for symbol in settings.named_symbols:
         if symbol not in stored:
             raise ConfigurationError(
                 f"no bars of {symbol!r} are stored in {settings.data_dir}; see: klagg status"
             )
-    return settings.symbols or stored
+    return settings.named_symbols or stored
 
 
 def _batches(

@@ -23,6 +23,7 @@ from klagg_trio.commands.start import (
     open_database,
     open_rest,
     set_up_log,
+    settle_symbols,
     wait_signal,
     wall_ms,
     ws_proxy,
@@ -61,6 +62,7 @@ def _run_here(settings: Settings, headless: bool, seconds: float | None) -> RunR
         start = read_snapshot(snapshot)
         database = open_database(settings.data_dir)
         try:
+            settings = settle_symbols(settings, database)
             return trio.run(_run, settings, database, start, _watch(headless), seconds)
         finally:
             database.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
@@ -21,6 +22,7 @@ from klagg_trio.commands import leaves
 from klagg_trio.core.errors import (
     BusyError,
     ConfigurationError,
+    DamagedDataError,
     KlaggError,
     LockedError,
     StoreError,
@@ -45,6 +47,9 @@ if TYPE_CHECKING:
 LOCK_NAME: Final = "klagg.lock"
 DATABASE_NAME: Final = "klagg.db"
 SNAPSHOT_NAME: Final = "initial_state.cbor"
+
+ASKED_FOR: Final = "asked_for"
+"""Under which the database keeps the symbols that were asked for: a JSON list; empty: all."""
 
 LOG_BYTES_MAX: Final = 10 * 2**20
 """Of a log file; then it is renamed to `.1`, in the place of the one before."""
@@ -105,6 +110,33 @@ def _advise(error: BaseException, loaded: Loaded) -> None:
     if isinstance(error, KlaggError) and re.search(r"klagg backfill --data-dir [^;]*$", text):
         more = _flags(loaded, ("rest_url", "symbols", "intervals"))
         error.args = (" ".join([text, *more]), *error.args[1:])
+
+
+def settle_symbols(settings: Settings, database: Database) -> Settings:
+    """Return the settings with the symbols that this data directory keeps to.
+
+    What was asked for is kept in the database: symbols that are named now, or all of them by the
+    word `all`; else what was asked for before, which is told.
+    """
+    kept = database.meta(ASKED_FOR)
+    if settings.symbols:
+        names = settings.named_symbols
+        text = json.dumps(names, ensure_ascii=False)
+        if text != kept:
+            database.commit(None, (), meta={ASKED_FOR: text})
+        return dataclasses.replace(settings, symbols=names)
+    try:
+        names = tuple(map(str, json.loads(kept))) if kept else ()
+    except (ValueError, TypeError) as error:
+        raise DamagedDataError(
+            f"{database.path} does not say which symbols it keeps ({error}); say it: --symbols all"
+        ) from error
+    if names:
+        click.echo(
+            f"klagg: keeps to {', '.join(names)}, as asked for before; all: --symbols all",
+            err=True,
+        )
+    return dataclasses.replace(settings, symbols=names)
 
 
 def duration_s(text: str | None) -> float | None:

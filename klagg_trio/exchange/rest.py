@@ -107,7 +107,7 @@ class Rest(Protocol):
         """Return the exchange's time, in ms."""
         ...
 
-    async def exchange_info(self, *, priority: Priority) -> list[wire.Contract]:
+    async def exchange_info(self, *, priority: Priority) -> wire.ExchangeInfo:
         """Return all contracts, ours and others."""
         ...
 
@@ -212,7 +212,7 @@ class HttpxRest:
         self._retries = 0
         self._failures = 0
         self._pools_rebuilt = 0
-        self._refused: list[str] = []
+        self._rows_refused = 0
 
     # -- What can be asked -------------------------------------------------------------------------
 
@@ -223,11 +223,12 @@ class HttpxRest:
         self._server_minus_trio_ms = server_ms - trio.current_time() * 1000
         return server_ms
 
-    async def exchange_info(self, *, priority: Priority) -> list[wire.Contract]:
+    async def exchange_info(self, *, priority: Priority) -> wire.ExchangeInfo:
         """Return all contracts, ours and others."""
         body = await self._get(EXCHANGE_INFO, {}, 1, priority)
-        self._refused.clear()
-        return wire.decode_exchange_info(body, self._refused)
+        info = wire.decode_exchange_info(body)
+        self._rows_refused = len(info.unreadable) + info.nameless
+        return info
 
     async def klines(
         self,
@@ -286,7 +287,7 @@ class HttpxRest:
             retries=self._retries,
             failures=self._failures,
             pools_rebuilt=self._pools_rebuilt,
-            rows_refused=len(self._refused),
+            rows_refused=self._rows_refused,
         )
 
     # -- Tries -------------------------------------------------------------------------------------

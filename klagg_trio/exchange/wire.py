@@ -469,32 +469,69 @@ _tickers_decoder = msgspec.json.Decoder(list[_TickerRow])
 _error_decoder = msgspec.json.Decoder(_ErrorBody)
 
 
-def decode_exchange_info(body: bytes, refused: list[str] | None = None) -> list[Contract]:
+@dataclass(frozen=True, slots=True)
+class ExchangeInfo:
+    """An answer of exchangeInfo."""
+
+    contracts: dict[str, Contract]
+    """The rows that make sense, by symbol, in the order of the answer."""
+    unreadable: frozenset[str] = frozenset()
+    """Symbols of rows that do not: nothing is known of them."""
+    nameless: int = 0
+    """Rows of which not even the symbol can be read."""
+    refused: tuple[str, ...] = ()
+    """Why rows make no sense: the first few."""
+
+    @property
+    def names(self) -> frozenset[str]:
+        """All symbols that are named."""
+        return self.unreadable.union(self.contracts)
+
+
+class _Named(msgspec.Struct):
+    symbol: str
+
+
+_named_decoder = msgspec.json.Decoder(_Named)
+
+REASONS_MAX: Final = 20
+
+
+def decode_exchange_info(body: bytes) -> ExchangeInfo:
     """Return the contracts of exchangeInfo.
 
-    A row that is no good is left out, so that one novelty does not cost all others; the reason
-    goes to `refused`.
+    A row that is no good costs no other: it is left out, and its symbol is told of where it can be
+    read. A symbol that is named twice keeps its last row.
     """
-    contracts = []
+    contracts: dict[str, Contract] = {}
+    unreadable: set[str] = set()
+    refused: list[str] = []
+    nameless = 0
     for raw in _decoded(_exchange_info_decoder, body, "exchangeInfo").symbols:
         try:
             contract = _decoded(_contract_decoder, raw, "contract")
             _check_symbol(contract.symbol)
         except RemoteError as error:
-            if refused is not None:
-                refused.append(str(error))
+            refused.append(str(error))
+            name = _name_of(raw)
+            if name is None:
+                nameless += 1
+            else:
+                unreadable.add(name)
         else:
-            contracts.append(contract)
-    return contracts
+            contracts[contract.symbol] = contract
+    unreadable.difference_update(contracts)
+    return ExchangeInfo(contracts, frozenset(unreadable), nameless, tuple(refused[:REASONS_MAX]))
 
 
-def is_ours(contract: Contract) -> bool:
-    """Whether klagg keeps bars of a contract: a USDT perpetual in trading."""
-    return (
-        contract.contract_type == "PERPETUAL"
-        and contract.quote_asset == "USDT"
-        and contract.status == "TRADING"
-    )
+def _name_of(row: msgspec.Raw) -> str | None:
+    """Return the symbol of a row that makes no sense otherwise; None where it has none."""
+    try:
+        name = _named_decoder.decode(row).symbol
+        _check_symbol(name)
+    except (*_MALFORMED, RemoteError):
+        return None
+    return name
 
 
 def decode_server_time(body: bytes) -> int:

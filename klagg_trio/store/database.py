@@ -53,6 +53,7 @@ from klagg_trio.store.changes import (
     Span,
     spans_of,
 )
+from klagg_trio.store.contracts import StoredContract, select_contract
 from klagg_trio.store.filling import bounds, close_before, count_between, fill, open_from
 from klagg_trio.store.fold import Folding
 from klagg_trio.store.labels import ENDED as STATUS_ENDED
@@ -508,6 +509,11 @@ class Database:
     def symbols(self) -> list[str]:
         """Return the labels of all contracts of which anything is known."""
         return list(self._contracts.ids)
+
+    def contract(self, symbol: str) -> StoredContract | None:
+        """Return what is stored of a symbol; None where nothing is."""
+        with mapped(self.path):
+            return select_contract(self._connection, symbol)
 
     def meta(self, key: str) -> str | None:
         """Return a text that was kept under this key; None where none was."""

@@ -27,7 +27,7 @@ MESSAGES = {
     "feed_lost": cmd.FeedLost,
     "replace_minutes": cmd.ReplaceMinutes,
     "add_symbol": cmd.AddSymbol,
-    "remove_symbol": cmd.RemoveSymbol,
+    "sight": cmd.Sighting,
 }
 
 

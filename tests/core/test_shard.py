@@ -7,13 +7,13 @@ from decimal import Decimal
 import pytest
 
 from klagg_trio.core.bar import Source
-from klagg_trio.core.facts import Births
+from klagg_trio.core.facts import Births, Listing
 from klagg_trio.core.intervals import DAY_MS
 from klagg_trio.core.shard.state import HELD_MINUTES, UNMERGED_MAX
 from klagg_trio.core.shard.trades import AHEAD_MS_MAX
 
 from .desk import SYMBOL, Desk, ms, official, trade
-from .naive import MINUTE, NaiveStore, nine
+from .naive import MINUTE, nine
 from .world import FAR
 
 
@@ -254,7 +254,7 @@ def test_numbers_of_any_size_the_edge_admits_do_not_stop_the_shard():
 def add(desk: Desk, *, onboard: float, cents: int = 500, symbol: str = "NEWUSDT"):
     """List a symbol."""
     price = Decimal(cents).scaleb(-2)
-    return desk.take(desk.shard.add_symbol(symbol, price, ms(onboard), FAR, 0))
+    return desk.take(desk.shard.add_symbol(Listing(symbol, ms(onboard), FAR, 0), price))
 
 
 def test_a_symbol_listed_in_mid_minute_has_all_its_bars_at_once():
@@ -316,55 +316,6 @@ def test_a_symbol_announced_twice_is_taken_up_once():
     add(desk, onboard=0.5)
     assert not add(desk, onboard=0.5, cents=900)
     assert desk.shard.states["NEWUSDT"].last_close == Decimal("5")
-
-
-def test_a_reused_ticker_begins_a_new_life():
-    """A later onboard time freezes the old contract; the new one has bars of its own."""
-    desk = Desk("5m")
-    add(desk, onboard=0)
-    desk.tick(7)
-    assert not desk.shard.end_symbol_before("NEWUSDT", ms(0))
-    ended = desk.take(desk.shard.end_symbol_before("NEWUSDT", ms(6.2)))
-    assert [event.kind for event in ended.events] == ["delisted"]
-    assert ended.ended == ["NEWUSDT"]
-    assert [(fact.symbol, fact.interval) for fact in ended.sealed] == [("NEWUSDT", "5m")]
-    assert [at for name, at in desk.store.sealed_minutes if name == "NEWUSDT"] == [
-        ms(m) for m in range(7)
-    ]
-    desk.store = NaiveStore()  # the new contract's bars are not kept with the old one's
-    facts = add(desk, onboard=6.2, cents=900)
-    assert [event.kind for event in facts.events] == ["listed"]
-    assert [listing[:4] for listing in facts.listings] == [("NEWUSDT", ms(6.2), FAR, 0)]
-    desk.tick(9)
-    sealed = [at for name, at in desk.store.sealed_minutes if name == "NEWUSDT"]
-    assert sealed == [ms(m) for m in (6, 7, 8)]
-    assert desk.shard.states["NEWUSDT"].last_close == Decimal("9")
-
-
-@pytest.mark.parametrize("delivery", [4.0, 4.5, 5.0])
-def test_a_delisted_symbol_is_sealed_and_frozen(delivery):
-    """The tick that passes its end seals it; then there are no endless flats and no later bars."""
-    desk = Desk("5m", "1h")
-    desk.trades(trade(1, 0.5))
-    desk.shard.remove_symbol(SYMBOL, ms(delivery))
-    for minute in range(1, 9):
-        desk.tick(minute)
-    last = -(-delivery // 1)
-    assert [at for _, at in desk.store.sealed_minutes] == [ms(m) for m in range(int(last))]
-    assert desk.shard.states == {}
-    longer = [(key[1], key[2]) for key in desk.store.rows if key[1] != "1m"]
-    assert sorted(longer) == [("1h", ms(0)), ("5m", ms(0))]
-    desk.trades(trade(2, 6.0))
-    assert desk.shard.trades.not_ours == 1
-
-
-def test_removing_an_unknown_symbol_is_nothing():
-    """Discovery may know of symbols that this shard never kept."""
-    desk = Desk()
-    desk.shard.remove_symbol("NOUSDT", ms(1))
-    assert not desk.shard.feed_lost(["NOUSDT"], ms(1))
-    desk.shard.feed_live(["NOUSDT"], ms(1))
-    assert set(desk.shard.states) == {SYMBOL}
 
 
 # -- Official bars --------------------------------------------------------------------------------
@@ -489,7 +440,7 @@ def test_a_gap_over_the_cut_is_remembered_by_the_id_that_continues():
 def test_three_day_bars_keep_their_phase_through_a_restart():
     """The phase that was learnt is in the seed."""
     desk = Desk("3d")
-    desk.take(desk.shard.add_symbol("NEWUSDT", Decimal(1), ms(0), FAR, 2 * DAY_MS))
+    desk.take(desk.shard.add_symbol(Listing("NEWUSDT", ms(0), FAR, 2 * DAY_MS), Decimal(1)))
     seed = next(seed for seed in desk.shard.seeds() if seed.symbol == "NEWUSDT")
     assert seed.three_day_phase_ms == 2 * DAY_MS
     assert seed.open_bars[0].bar.open_ms % (3 * DAY_MS) == 2 * DAY_MS

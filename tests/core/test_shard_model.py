@@ -119,6 +119,7 @@ def test_batches_and_shards_make_no_difference(seed, shards):
             continue
         flush()
         symbol = arguments[0][0] if isinstance(arguments[0], list) else arguments[0]
+        symbol = getattr(symbol, "symbol", symbol)
         for part in parts if method == "tick" else [home[symbol]]:
             store.take(getattr(part, method)(*arguments))
     flush()

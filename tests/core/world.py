@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 
 from klagg_trio.core.bar import Bar
+from klagg_trio.core.facts import Listing
 from klagg_trio.core.intervals import INTERVALS
 from klagg_trio.core.seed import OpenBar, Seed
 from klagg_trio.core.shard import Shard
@@ -203,7 +204,8 @@ class World:
         market.delivery_ms = START + rng.randrange(5 * MINUTE, (self.minutes - 5) * MINUTE)
         market.trades[:] = [t for t in market.trades if t.time_ms < market.delivery_ms]
         told_ms = market.delivery_ms + rng.choice((-3 * MINUTE, -100, 20_000, 100_000))
-        self._at(told_ms, lambda: self.remove(market))
+        for again in range(8):  # it is over by two words, some minutes apart
+            self._at(told_ms + again * MINUTE, lambda: self.sight(market))
 
     def _plan_trades(self, market: Market, outages: list[tuple[int, int, bool]]) -> None:
         rng = self.rng
@@ -279,11 +281,12 @@ class World:
         if not any(trade.time_ms < self.now_ms for trade in market.trades):
             cents = market.first_close
         price = Decimal(cents).scaleb(-2)
-        self.tell("add_symbol", market.symbol, price, market.onboard_ms, FAR, 0)
+        self.tell("add_symbol", Listing(market.symbol, market.onboard_ms, FAR, 0), price)
 
-    def remove(self, market: Market) -> None:
-        """Say when a symbol ends."""
-        self.tell("remove_symbol", market.symbol, market.delivery_ms)
+    def sight(self, market: Market) -> None:
+        """Say what the exchange says of a symbol that is delivered one day."""
+        status = "TRADING" if self.now_ms < market.delivery_ms else "SETTLING"
+        self.tell("sight", market.symbol, status, market.delivery_ms, self.now_ms)
 
     def restart(self) -> None:
         """Stop and start again from the state of this moment."""

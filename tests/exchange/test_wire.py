@@ -14,6 +14,7 @@ from klagg_trio.core.bar import Source
 from klagg_trio.core.errors import RemoteError
 from klagg_trio.core.intervals import INTERVALS
 from klagg_trio.exchange import wire
+from klagg_trio.exchange.universe import Universe
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 real_data = pytest.mark.skipif(
@@ -353,19 +354,19 @@ def test_requests_name_their_streams():
 def test_real_exchange_info_is_decoded():
     """A whole real exchangeInfo gives all its contracts, and ours among them."""
     body = (DATA / "fapi_exchangeInfo_2021-07-21.json").read_bytes()
-    refused: list[str] = []
-    contracts = wire.decode_exchange_info(body, refused)
+    info = wire.decode_exchange_info(body)
     rows = json.loads(body)["symbols"]
-    assert [contract.symbol for contract in contracts] == [row["symbol"] for row in rows]
-    assert refused == []
-    ours = {contract.symbol for contract in contracts if wire.is_ours(contract)}
+    assert list(info.contracts) == [row["symbol"] for row in rows]
+    assert (info.refused, info.unreadable, info.nameless) == ((), frozenset(), 0)
+    usual = Universe((), ("PERPETUAL",), ("USDT",))
+    ours = {symbol for symbol, contract in info.contracts.items() if usual.wants(contract)}
     assert ours == {
         row["symbol"]
         for row in rows
         if (row["contractType"], row["quoteAsset"], row["status"])
         == ("PERPETUAL", "USDT", "TRADING")
     }
-    bitcoin = next(contract for contract in contracts if contract.symbol == "BTCUSDT")
+    bitcoin = info.contracts["BTCUSDT"]
     assert (bitcoin.onboard_ms, bitcoin.price_precision, bitcoin.quantity_precision) == (
         next(row["onboardDate"] for row in rows if row["symbol"] == "BTCUSDT"),
         2,
@@ -385,10 +386,11 @@ def test_a_bad_contract_is_left_out_alone():
         "quoteAsset": "USDT",
     }
     rows = [row, row | {"symbol": "../x"}, row | {"onboardDate": "soon"}, 5, row | {"symbol": "B"}]
-    refused: list[str] = []
-    contracts = wire.decode_exchange_info(json.dumps({"symbols": rows}).encode(), refused)
-    assert [contract.symbol for contract in contracts] == ["BTCUSDT", "B"]
-    assert len(refused) == 3
+    rows.append(row | {"symbol": "CUSDT", "status": 7})
+    info = wire.decode_exchange_info(json.dumps({"symbols": rows}).encode())
+    assert list(info.contracts) == ["BTCUSDT", "B"]
+    assert (len(info.refused), info.unreadable, info.nameless) == (4, {"CUSDT"}, 2)
+    assert info.names == {"BTCUSDT", "B", "CUSDT"}
 
 
 def test_the_captured_kline_row_is_decoded():

@@ -22,6 +22,7 @@ of bars lives here and in `core/bar.py`.
 """
 
 from klagg_trio.core.shard.face import Shard
+from klagg_trio.core.shard.life import CONFIRM_MS, Life, Stored
 from klagg_trio.core.shard.state import NEVER_MS, SymbolState
 
-__all__ = ["NEVER_MS", "Shard", "SymbolState"]
+__all__ = ["CONFIRM_MS", "NEVER_MS", "Life", "Shard", "Stored", "SymbolState"]

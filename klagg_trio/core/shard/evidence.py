@@ -44,6 +44,10 @@ JUMP_MAX: Final = 10_000_000
 missing trades, only that the numbering broke."""
 
 
+DISORDER_MS_MAX: Final = 1_000
+"""A trade is made no later than one with a higher id, but for what the exchange aggregates."""
+
+
 @dataclass(slots=True)
 class Findings:
     """What evidence says of the minutes of one symbol, in the order in which it was found."""
@@ -70,12 +74,12 @@ def miss(state: SymbolState, first_ms: int, last_ms: int, findings: Findings) ->
 # -- Ids -------------------------------------------------------------------------------------------
 
 
-def admit(shard: ShardState, state: SymbolState, trade: Trade, findings: Findings) -> bool:
+def admit(state: SymbolState, trade: Trade, findings: Findings) -> bool:
     """Judge a trade's id; remember gaps, close them, resolve doubt. False for a duplicate."""
     in_doubt = state.in_doubt
     expected = state.resume_id if in_doubt else state.next_id
     if expected is not None and trade.id < expected:
-        if _fill_gap(shard, state, trade, findings):
+        if _fill_gap(state, trade, findings):
             return True
         if state.last_trade_ms is not None and trade.time_ms <= state.last_trade_ms:
             return False
@@ -132,7 +136,7 @@ def _weigh_doubt(state: SymbolState, trade: Trade, findings: Findings) -> None:
     if trade.time_ms >= state.minute.end_ms:  # flat so far, at a price that nobody knows
         state.missing.add(state.minute.open_ms, MINUTE.floor(trade.time_ms) - MINUTE_MS)
     if resume_id is not None:
-        _keep_gaps(state, [*state.gaps, Gap(resume_id, trade.id, None, None)])
+        _keep_gaps(state, [*state.gaps, Gap(resume_id, trade.id, None, None, trade.time_ms)])
         text = f"missing aggregates: {trade.id - resume_id}, while the feed was down"
         findings.events.append(Event(trade.time_ms, "gap", state.symbol, text))
 
@@ -164,7 +168,7 @@ def _open_gap(state: SymbolState, first_id: int, trade: Trade, findings: Finding
         _renumber(state, trade, findings)
         return
     from_ms, to_ms = _oldest_ms(state, trade), _newest_ms(state, trade)
-    _keep_gaps(state, [*state.gaps, Gap(first_id, trade.id, from_ms, to_ms)])
+    _keep_gaps(state, [*state.gaps, Gap(first_id, trade.id, from_ms, to_ms, to_ms)])
     findings.doubt(MINUTE.floor(from_ms), MINUTE.floor(to_ms))
     text = f"missing aggregates: {trade.id - first_id}"
     findings.events.append(Event(trade.time_ms, "gap", state.symbol, text))
@@ -181,7 +185,7 @@ def _keep_gaps(state: SymbolState, gaps: list[Gap]) -> None:
 def _renumber(state: SymbolState, trade: Trade, findings: Findings) -> None:
     """Start over from a trade whose id cannot be compared with the ids before it."""
     _give_up_doubt(state)
-    state.trusted_since_ms = trade.time_ms
+    state.trusted_since_ms = state.renumbered_ms = trade.time_ms
     from_ms, to_ms = _oldest_ms(state, trade), _newest_ms(state, trade)
     miss(state, MINUTE.floor(from_ms), MINUTE.floor(to_ms), findings)
     expected = state.resume_id if state.next_id is None else state.next_id
@@ -189,19 +193,19 @@ def _renumber(state: SymbolState, trade: Trade, findings: Findings) -> None:
     findings.events.append(Event(trade.time_ms, "gap", state.symbol, text))
 
 
-def _fill_gap(shard: ShardState, state: SymbolState, trade: Trade, findings: Findings) -> bool:
+def _fill_gap(state: SymbolState, trade: Trade, findings: Findings) -> bool:
     """Take an older id out of the gap it belongs to. False where it is in none."""
     gap = next((gap for gap in state.gaps if gap.first_id <= trade.id < gap.end_id), None)
-    if gap is None:
-        return False
+    if gap is None or trade.time_ms > gap.before_ms + DISORDER_MS_MAX:
+        return False  # what was made after the gap's end is not of it: the ids begin anew
     open_ms = MINUTE.floor(trade.time_ms)
-    if open_ms < shard.minute_ms and all(held.open_ms != open_ms for held in state.held):
+    if open_ms < state.minute.open_ms and all(held.open_ms != open_ms for held in state.held):
         _fill_with_what_is_not_held(state, gap, open_ms, findings)
     at_ms = None
     if gap.from_ms is not None and gap.to_ms is not None:
         at_ms = min(max(trade.time_ms, gap.from_ms), gap.to_ms)
-    lower = Gap(gap.first_id, trade.id, gap.from_ms, at_ms)
-    upper = Gap(trade.id + 1, gap.end_id, at_ms, gap.to_ms)
+    lower = Gap(gap.first_id, trade.id, gap.from_ms, at_ms, trade.time_ms)
+    upper = Gap(trade.id + 1, gap.end_id, at_ms, gap.to_ms, gap.before_ms)
     pieces = [piece for piece in (lower, upper) if piece.first_id < piece.end_id]
     index = state.gaps.index(gap)
     _keep_gaps(state, [*state.gaps[:index], *pieces, *state.gaps[index + 1 :]])
@@ -238,7 +242,7 @@ def feed_live(shard: ShardState, symbols: Iterable[str], since_ms: int) -> None:
             state.lost_ms = None
 
 
-def feed_lost(shard: ShardState, state: SymbolState, lost_ms: int, findings: Findings) -> None:
+def feed_lost(state: SymbolState, lost_ms: int, findings: Findings) -> None:
     """Nothing after `lost_ms` is certain for a symbol until its feed is live again."""
     if state.live_since_ms is None:
         return
@@ -247,9 +251,9 @@ def feed_lost(shard: ShardState, state: SymbolState, lost_ms: int, findings: Fin
         state.resume_id, state.next_id = state.next_id, None
         state.trusted_since_ms = state.live_since_ms
     first_ms = MINUTE.floor(lost_ms)
-    if first_ms < shard.minute_ms:
-        state.doubtful.add(first_ms, shard.last_sealed_ms)
-        findings.doubt(first_ms, shard.last_sealed_ms)
+    if first_ms <= state.last_sealed_ms:
+        state.doubtful.add(first_ms, state.last_sealed_ms)
+        findings.doubt(first_ms, state.last_sealed_ms)
 
 
 # -- The verdict on a minute -----------------------------------------------------------------------
@@ -257,8 +261,6 @@ def feed_lost(shard: ShardState, state: SymbolState, lost_ms: int, findings: Fin
 
 def judge(state: SymbolState, bar: Bar) -> Source:
     """Decide whether a minute can be vouched for, at the moment when it is sealed."""
-    if bar.end_ms <= state.onboard_ms:
-        return Source.FLAT  # the clock was late when the symbol was listed
     if unproven(state, bar):
         (state.doubtful if state.in_doubt else state.missing).add(bar.open_ms, bar.open_ms)
         return Source.SUSPECT

@@ -16,12 +16,14 @@ from klagg_trio.core.facts import (
     BarFact,
     Births,
     Facts,
+    Listing,
     RunningBar,
     TradeCounts,
 )
 from klagg_trio.core.intervals import MINUTE, MINUTE_MS, Interval
 from klagg_trio.core.seed import Seed
 from klagg_trio.core.shard import evidence, life, report, restate, seal, trades
+from klagg_trio.core.shard.life import Life, Stored
 from klagg_trio.core.shard.state import ShardState, SymbolState
 from klagg_trio.core.trade import Trade
 
@@ -43,24 +45,34 @@ class Shard:
 
     def add_symbol(
         self,
-        symbol: str,
+        listing: Listing,
         price: Decimal,
-        onboard_ms: int,
-        delivery_ms: int,
-        three_day_phase_ms: int,
+        *,
+        stored: Stored | None = None,
+        replaces: bool = False,
     ) -> Facts:
-        """Take up a symbol that was listed while the program ran: see `life.add_symbol`."""
-        return life.add_symbol(
-            self._state, symbol, price, onboard_ms, delivery_ms, three_day_phase_ms
+        """Take up a symbol that was listed, or has come back: see `life.add_symbol`."""
+        return life.add_symbol(self._state, listing, price, stored=stored, replaces=replaces)
+
+    def sight(self, symbol: str, status: str | None, delivery_ms: int, at_ms: int) -> Facts:
+        """Take what one complete answer of the exchange says of a contract: see `life.sight`."""
+        return life.sight(self._state, symbol, status, delivery_ms, at_ms)
+
+    def redate(
+        self, listing: Listing, *, served_before: bool, confirmed: bool, price: Decimal
+    ) -> list[Facts]:
+        """Judge another listing date of a ticker: see `life.redate`."""
+        return life.redate(
+            self._state, listing, served_before=served_before, confirmed=confirmed, price=price
         )
 
-    def end_symbol_before(self, symbol: str, onboard_ms: int) -> Facts:
-        """Seal and freeze a symbol whose ticker a contract listed at `onboard_ms` has taken."""
-        return life.end_symbol_before(self._state, symbol, onboard_ms)
+    def learn_first(self, symbol: str, first_ms: int) -> Facts:
+        """Note the open time of a contract's first official kline."""
+        return life.learn_first(self._state, symbol, first_ms)
 
-    def remove_symbol(self, symbol: str, delivery_ms: int) -> Facts:
-        """Note when a symbol ends. The tick that passes that moment seals and freezes it."""
-        return life.remove_symbol(self._state, symbol, delivery_ms)
+    def life(self, symbol: str) -> Life | None:
+        """Return what is known of a contract that lives; None where it does not live here."""
+        return life.life_of(self._state, symbol)
 
     # -- What happens --------------------------------------------------------------------------
 
@@ -96,8 +108,8 @@ class Shard:
         for symbol in symbols:
             if state := self._state.settled(symbol):
                 findings = evidence.Findings()
-                evidence.feed_lost(self._state, state, lost_ms, findings)
-                restate.apply_findings(self._state, state, findings, facts)
+                evidence.feed_lost(state, lost_ms, findings)
+                restate.apply_findings(state, findings, facts)
         return facts
 
     def replace_minutes(
@@ -114,17 +126,25 @@ class Shard:
         state = self._state.settled(symbol)
         with decimal.localcontext(EXACT):
             for minute in minutes:
-                if minute.open_ms >= self.minute_ms:
+                if minute.open_ms >= (self.minute_ms if state is None else state.minute.open_ms):
                     continue
                 official = minute.copy()
                 official.source = Source.OFFICIAL
-                if state is None or minute.open_ms < MINUTE.floor(state.onboard_ms):
+                if state is None:
                     facts.restated.append(BarFact(symbol, MINUTE.name, official))
                     counts.restated += 1
                     counts.official += 1
                 else:
                     old = replaced.get(minute.open_ms)
                     restate.replace_minute(self._state, state, official, old, facts)
+        return facts
+
+    def make_absent(self, symbol: str, first_ms: int, last_ms: int) -> Facts:
+        """Settle owed minutes for which the exchange itself has no klines."""
+        facts = Facts()
+        if state := self._state.settled(symbol):
+            with decimal.localcontext(EXACT):
+                restate.make_absent(state, first_ms, last_ms, facts)
         return facts
 
     # -- Reading -------------------------------------------------------------------------------
@@ -138,6 +158,10 @@ class Shard:
     def states(self) -> dict[str, SymbolState]:
         """The symbols by name. Owned by the shard; not settled."""
         return self._state.symbols
+
+    def symbols(self) -> list[str]:
+        """Return the symbols that live here."""
+        return list(self._state.symbols)
 
     def owed(self) -> dict[str, tuple[tuple[int, int], ...]]:
         """Return the sealed minutes that repair owes, by symbol: spans of open times, oldest first.

@@ -1,20 +1,73 @@
-"""The life of a contract in a shard: taken up, listed, ended."""
+"""The life of a contract in a shard: taken up, paused, ended, come back, its label given away.
+
+Theory of operation
+-------------------
+Nobody's single word ends a contract, or says that it is another one. What an answer of the exchange
+says of a contract comes as a *sighting*; the shard holds it against what it knows itself.
+
+- Any status but TRADING *pauses*: the clock goes on and bars go on.
+- It is *over* by one answer where its delivery time has passed and it is not in trading, or where a
+  complete answer does not name it. It has *ended* when answers have said so without a break for
+  `CONFIRM_MS`, and no trade was made meanwhile. Then it is sealed and frozen.
+- Whoever comes back goes on from the last bar that is stored: every minute since then is sealed as
+  suspect, a slice at each tick, and owed.
+- A later listing date of the same ticker is a *correction*, unless it is proven that another
+  contract has the ticker now: the exchange serves no klines from before that date any more, and a
+  second witness agrees (the old one had ended, or its ids begin anew, or the exchange has said so
+  twice with a pause).
+
+How a contract is over is USD-M's rule, and stands in `is_over` alone.
+"""
 
 from __future__ import annotations
 
+import decimal
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import Final
 
-from klagg_trio.core.bar import newborn
-from klagg_trio.core.facts import Event, Facts, Listing
+from klagg_trio.core.bar import EXACT, Source, newborn
+from klagg_trio.core.facts import Event, Facts, Listing, MinuteSpan
 from klagg_trio.core.intervals import DAY_MS, MINUTE, MINUTE_MS, Interval
 from klagg_trio.core.seed import Seed
 from klagg_trio.core.shard.restate import suspect
-from klagg_trio.core.shard.seal import freeze, seal_minute
+from klagg_trio.core.shard.seal import catch_up, freeze
 from klagg_trio.core.shard.state import Longer, ShardState, SymbolState
 
 SEED_FILL_MS_MAX: Final = DAY_MS
 """A symbol found later than this after its listing starts at the current minute instead."""
+
+CONFIRM_MS: Final = 3 * MINUTE_MS
+"""How long answers have to say the same before a contract has ended."""
+
+LEAD_MS_MAX: Final = 10 * MINUTE_MS
+"""A listing this far ahead of the shard's clock is one that the clock is late for. One further
+ahead is a wrong date, or an early word: its bars begin now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Life:
+    """What a shard knows of a contract that lives: for discovery, which proposes."""
+
+    onboard_ms: int
+    delivery_ms: int
+    first_ms: int | None
+    paused: str | None
+    last_sealed_ms: int
+    """Open time of its minute sealed last."""
+
+    def is_as(self, status: str | None, onboard_ms: int, delivery_ms: int) -> bool:
+        """Whether an answer that says this says nothing new."""
+        same = (onboard_ms, delivery_ms) == (self.onboard_ms, self.delivery_ms)
+        return status == "TRADING" and self.paused is None and same
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """Where the stored bars of a contract end, and at what price."""
+
+    end_ms: int
+    close: Decimal
 
 
 def load(shard: ShardState, seed: Seed) -> None:
@@ -38,8 +91,9 @@ def load(shard: ShardState, seed: Seed) -> None:
         resume_id=seed.next_id,
         last_trade_ms=seed.last_trade_ms,
         trusted_since_ms=None if seed.next_id is None else shard.minute_ms,
-        traded_ms=shard.last_sealed_ms,
+        traded_ms=shard.minute_ms - MINUTE_MS,
         partials={bar.open_ms: bar for bar in seed.partials},
+        first_ms=seed.first_ms,
     )
     for first_ms, last_ms in seed.suspects:
         state.suspects.add(first_ms, last_ms)
@@ -56,71 +110,225 @@ def _interval_of(shard: ShardState, name: str, seed: Seed) -> Interval:
 
 def add_symbol(
     shard: ShardState,
-    symbol: str,
+    listing: Listing,
     price: Decimal,
-    onboard_ms: int,
-    delivery_ms: int,
-    three_day_phase_ms: int,
+    *,
+    stored: Stored | None = None,
+    replaces: bool = False,
 ) -> Facts:
-    """Take up a symbol that was listed while the program ran.
+    """Take up a symbol that was listed, or has come back, while the program ran.
 
     Its bars of every interval exist from now on, flat at `price` until the first trade. The minutes
     from its listing up to now went unseen: they are stored as suspect, or at least owed to repair
-    where the listing was long ago.
+    where the listing was long ago. Where bars of it are `stored`, it goes on where they end.
+
+    `replaces` says that its label was another contract's.
     """
     facts = Facts()
-    shard.settle([symbol])
-    if symbol in shard.symbols:
+    symbol = listing.symbol
+    if shard.settled(symbol) is not None:
         return facts
-    listed_ms = MINUTE.floor(onboard_ms)
-    recent = shard.minute_ms - SEED_FILL_MS_MAX <= listed_ms <= shard.minute_ms
-    first_ms = listed_ms if recent else shard.minute_ms
+    if replaces:
+        facts.replaced.append(symbol)
+    if stored is not None and stored.end_ms <= shard.minute_ms:
+        state = _resumed(shard, listing, stored)
+        facts.resumed.append(symbol)
+        away = (shard.minute_ms - stored.end_ms) // MINUTE_MS
+        text = f"goes on after {away} minutes away"
+        facts.events.append(Event(shard.minute_ms, "back", symbol, text))
+    else:
+        state = _listed(shard, listing, price)
+        facts.events.append(Event(shard.minute_ms, "listed", symbol, f"seeded at {price}"))
+    shard.symbols[symbol] = state
+    with decimal.localcontext(EXACT):
+        catch_up(shard, state, facts)
+    facts.listings.append(listing)
+    return facts
+
+
+def _listed(shard: ShardState, listing: Listing, price: Decimal) -> SymbolState:
+    """Return the state of a contract of which nothing is stored."""
+    listed_ms = MINUTE.floor(listing.onboard_ms)
+    earliest_ms, latest_ms = shard.minute_ms - SEED_FILL_MS_MAX, shard.minute_ms + LEAD_MS_MAX
+    first_ms = listed_ms if earliest_ms <= listed_ms <= latest_ms else shard.minute_ms
+    state = _state_from(shard, listing, first_ms, price)
+    for longer in state.longer:
+        open_ms = longer.bar.open_ms
+        longer.unofficial_minutes = max(0, first_ms - max(open_ms, listed_ms)) // MINUTE_MS
+    oldest_ms = min((x.bar.open_ms for x in state.longer), default=first_ms)
+    unseen_ms = max(listed_ms, oldest_ms)
+    if unseen_ms < first_ms:
+        state.missing.add(unseen_ms, first_ms - MINUTE_MS)
+        suspect(state, unseen_ms, first_ms - MINUTE_MS)
+    return state
+
+
+def _resumed(shard: ShardState, listing: Listing, stored: Stored) -> SymbolState:
+    """Return the state of a contract that goes on where its stored bars end.
+
+    What its longer bars hold of the time before is on disk only: those that do not begin now are
+    suspect until the exchange's own come.
+    """
+    state = _state_from(shard, listing, stored.end_ms, stored.close)
+    for longer in state.longer:
+        if longer.bar.open_ms < stored.end_ms:
+            longer.bar.source = Source.SUSPECT
+            longer.resumed = True
+    return state
+
+
+def _state_from(shard: ShardState, listing: Listing, first_ms: int, price: Decimal) -> SymbolState:
     longer = []
     for interval in shard.longer_intervals:
         if interval.name == "3d":
-            interval = interval.with_phase(three_day_phase_ms)
+            interval = interval.with_phase(listing.three_day_phase_ms)
         open_ms = interval.floor(first_ms)
-        unseen = max(0, first_ms - max(open_ms, listed_ms)) // MINUTE_MS
-        bar = newborn(open_ms, interval.end(open_ms), price)
-        longer.append(Longer(interval, bar, unofficial_minutes=unseen))
-    state = SymbolState(
-        symbol=symbol,
-        onboard_ms=onboard_ms,
-        delivery_ms=delivery_ms,
+        longer.append(Longer(interval, newborn(open_ms, interval.end(open_ms), price)))
+    return SymbolState(
+        symbol=listing.symbol,
+        onboard_ms=listing.onboard_ms,
+        delivery_ms=listing.delivery_ms,
         minute=newborn(first_ms, first_ms + MINUTE_MS, price),
         last_close=price,
         longer=longer,
         traded_ms=first_ms - MINUTE_MS,
+        first_ms=listing.first_ms,
     )
-    shard.symbols[symbol] = state
-    unseen_ms = max(listed_ms, min((x.bar.open_ms for x in longer), default=first_ms))
-    if unseen_ms < first_ms:
-        state.missing.add(unseen_ms, first_ms - MINUTE_MS)
-        suspect(state, unseen_ms, first_ms - MINUTE_MS)
-    while state.minute.open_ms < shard.minute_ms:
-        seal_minute(shard, state, facts)
-    facts.listings.append(Listing(symbol, onboard_ms, delivery_ms, three_day_phase_ms))
-    facts.events.append(Event(shard.minute_ms, "listed", symbol, f"seeded at {price}"))
-    return facts
 
 
-def end_symbol_before(shard: ShardState, symbol: str, onboard_ms: int) -> Facts:
-    """Seal and freeze a symbol whose ticker a contract listed at `onboard_ms` has taken."""
+# -- Sightings -------------------------------------------------------------------------------------
+
+
+def is_over(status: str | None, delivery_ms: int, at_ms: int) -> bool:
+    """Whether one answer says that a contract is over: not named, or delivered. USD-M's rule."""
+    return status is None or (status != "TRADING" and delivery_ms <= at_ms)
+
+
+def sight(
+    shard: ShardState, symbol: str, status: str | None, delivery_ms: int, at_ms: int
+) -> Facts:
+    """Take what one complete answer says of a contract, asked at `at_ms` of exchange time."""
     facts = Facts()
     state = shard.settled(symbol)
-    if state is not None and state.onboard_ms < onboard_ms:
+    if state is None:
+        return facts
+    if status is not None and delivery_ms != state.delivery_ms:
+        state.delivery_ms = delivery_ms
+        facts.listings.append(_listing_of(state))
+    _note_pause(state, status, at_ms, facts)
+    traded_ms, over_ms = state.last_trade_ms, state.over_since_ms
+    if not is_over(status, delivery_ms, at_ms):
+        state.over_since_ms = None
+    elif over_ms is None or (traded_ms is not None and over_ms <= traded_ms <= at_ms):
+        state.over_since_ms = at_ms
+    elif at_ms - over_ms >= CONFIRM_MS and state.minute.open_ms >= shard.minute_ms:
+        why = "the exchange does not name it any more" if status is None else f"it is {status}"
         freeze(shard, state, facts)
-        facts.replaced.append(symbol)
+        facts.events.append(Event(at_ms, "delisted", symbol, f"sealed and frozen: {why}"))
     return facts
 
 
-def remove_symbol(shard: ShardState, symbol: str, delivery_ms: int) -> Facts:
-    """Note when a symbol ends. The tick that passes that moment seals and freezes it."""
+def _note_pause(state: SymbolState, status: str | None, at_ms: int, facts: Facts) -> None:
+    """Tell when a contract stops and begins to be in trading."""
+    called = None if status == "TRADING" else status or "not named"
+    if called == state.paused:
+        return
+    state.paused = called
+    if called is None:
+        facts.events.append(Event(at_ms, "trading", state.symbol, "in trading again"))
+    else:
+        facts.events.append(Event(at_ms, "paused", state.symbol, called))
+
+
+def _listing_of(state: SymbolState) -> Listing:
+    return Listing(
+        state.symbol,
+        state.onboard_ms,
+        state.delivery_ms,
+        state.three_day_phase_ms,
+        state.first_ms,
+        state.paused or "TRADING",
+    )
+
+
+# -- Dates -----------------------------------------------------------------------------------------
+
+
+def redate(
+    shard: ShardState, listing: Listing, *, served_before: bool, confirmed: bool, price: Decimal
+) -> list[Facts]:
+    """Judge another listing date of a ticker: a correction, another contract, or not yet clear.
+
+    Args:
+        listing: what the exchange says of the ticker now.
+        served_before: whether the exchange has klines from before that date.
+        confirmed: whether it had none when it was asked before, a pause ago.
+        price: what the bars of another contract are flat at.
+
+    Returns the facts in the order in which they are to be stored; none where it is not clear.
+    """
+    state = shard.settled(listing.symbol)
+    if state is None or listing.onboard_ms == state.onboard_ms:
+        return []
+    onboard_ms = listing.onboard_ms
+    goes_on = (
+        state.last_trade_ms is not None
+        and state.last_trade_ms >= onboard_ms
+        and not state.in_doubt
+        and (state.renumbered_ms is None or state.renumbered_ms < onboard_ms)
+    )
+    if onboard_ms < state.onboard_ms or served_before or goes_on:
+        return [_correct(shard, state, listing)]
+    begins_anew = state.renumbered_ms is not None and state.renumbered_ms >= onboard_ms
+    if not (confirmed or begins_anew or state.over_since_ms is not None):
+        return []
+    return _replace(shard, state, listing, price)
+
+
+def _correct(shard: ShardState, state: SymbolState, listing: Listing) -> Facts:
+    text = f"listing date corrected from {state.onboard_ms} to {listing.onboard_ms}"
+    state.onboard_ms = listing.onboard_ms
+    event = Event(shard.minute_ms, "redated", state.symbol, text)
+    return Facts(listings=[_listing_of(state)], events=[event])
+
+
+def _replace(
+    shard: ShardState, state: SymbolState, listing: Listing, price: Decimal
+) -> list[Facts]:
+    """Freeze the contract that had the ticker, and begin with the one that has it.
+
+    What the old one's series holds from the new one's listing on is not its own.
+    """
+    ended = Facts()
+    state.merge()
+    freeze(shard, state, ended)
+    end_ms, first_ms = state.minute.open_ms, MINUTE.floor(listing.onboard_ms)
+    if first_ms < end_ms:
+        ended.absent.append(MinuteSpan(state.symbol, first_ms, end_ms - MINUTE_MS))
+    text = f"its ticker is another contract's, listed at {listing.onboard_ms}"
+    ended.events.append(Event(shard.minute_ms, "delisted", state.symbol, text))
+    began = add_symbol(shard, listing, price, replaces=True)
+    fresh = shard.symbols[listing.symbol]
+    # The stream has the ticker's name, and has been watched all the while.
+    fresh.live_since_ms, fresh.lost_ms = state.live_since_ms, state.lost_ms
+    return [ended, began]
+
+
+def life_of(shard: ShardState, symbol: str) -> Life | None:
+    """Return what is known of a contract that lives; None where it does not."""
+    state = shard.symbols.get(symbol)
+    if state is None:
+        return None
+    return Life(
+        state.onboard_ms, state.delivery_ms, state.first_ms, state.paused, state.last_sealed_ms
+    )
+
+
+def learn_first(shard: ShardState, symbol: str, first_ms: int) -> Facts:
+    """Note the open time of a contract's first official kline: its key never changes again."""
     facts = Facts()
     state = shard.symbols.get(symbol)
-    if state is not None and state.delivery_ms != delivery_ms:
-        state.delivery_ms = delivery_ms
-        facts.listings.append(
-            Listing(symbol, state.onboard_ms, delivery_ms, state.three_day_phase_ms)
-        )
+    if state is not None and state.first_ms is None:
+        state.first_ms = first_ms
+        facts.listings.append(_listing_of(state))
     return facts

@@ -32,7 +32,7 @@ def merged_bars(shard: ShardState) -> list[RunningBar]:
         for longer in state.longer:
             bar = longer.bar.copy()
             if bar.source != Source.SUSPECT:
-                bar.source = state.source_of_longer(bar, 1 + longer.unofficial_minutes)
+                bar.source = state.source_of_longer(bar, 1 + longer.unofficial_minutes, 0)
             running.append(
                 RunningBar(state.symbol, longer.interval.name, bar, state.minute.open_ms)
             )
@@ -68,7 +68,7 @@ def _open_bars_of(state: SymbolState) -> Iterator[BarFact]:
         bar = longer.bar.copy()
         bar.absorb(minute)
         if Source.SUSPECT not in (bar.source, minute.source):
-            bar.source = state.source_of_longer(bar, 1 + longer.unofficial_minutes)
+            bar.source = state.source_of_longer(bar, 1 + longer.unofficial_minutes, 0)
         else:
             bar.source = Source.SUSPECT
         yield BarFact(state.symbol, longer.interval.name, bar)
@@ -84,14 +84,19 @@ def _open_minute(state: SymbolState) -> Bar:
 
 
 def seeds(shard: ShardState) -> list[Seed]:
-    """Return the state of every symbol as of the running minute, as the start takes it.
+    """Return the state of the symbols as of the running minute, as the start takes it.
 
     What the running minute already holds is left out: after a restart those trades are missing, so
-    the id that continues is that of the first trade not in a sealed bar.
+    the id that continues is that of the first trade not in a sealed bar. A symbol whose own running
+    minute is another one is left out: it goes on from what is stored.
     """
     shard.settle()
     shard.merge_all()
-    return [_seed_of(shard, state) for state in shard.symbols.values()]
+    return [
+        _seed_of(shard, state)
+        for state in shard.symbols.values()
+        if state.minute.open_ms == shard.minute_ms
+    ]
 
 
 def _seed_of(shard: ShardState, state: SymbolState) -> Seed:
@@ -111,6 +116,7 @@ def _seed_of(shard: ShardState, state: SymbolState) -> Seed:
         suspects=tuple(Spans(list(state.suspects))),
         partials=(*state.partials.values(), *partials),
         unknown=tuple(state.unknown),
+        first_ms=state.first_ms,
     )
 
 

@@ -26,16 +26,16 @@ OFFICIAL_SPANS_MAX: Final = 32
 # -- Doubting and clearing -------------------------------------------------------------------------
 
 
-def apply_findings(shard: ShardState, state: SymbolState, findings: Findings, facts: Facts) -> None:
+def apply_findings(state: SymbolState, findings: Findings, facts: Facts) -> None:
     """Do to sealed bars what evidence has found, in its order."""
     for is_doubt, first_ms, last_ms in findings.steps:
-        (doubt if is_doubt else clear)(shard, state, first_ms, last_ms, facts)
+        (doubt if is_doubt else clear)(state, first_ms, last_ms, facts)
     facts.events.extend(findings.events)
 
 
-def doubt(shard: ShardState, state: SymbolState, first_ms: int, last_ms: int, facts: Facts) -> None:
+def doubt(state: SymbolState, first_ms: int, last_ms: int, facts: Facts) -> None:
     """Call those of these minutes suspect that are sealed already."""
-    last_ms = min(last_ms, shard.last_sealed_ms)
+    last_ms = min(last_ms, state.last_sealed_ms)
     if first_ms > last_ms:
         return
     suspect(state, first_ms, last_ms)
@@ -44,9 +44,9 @@ def doubt(shard: ShardState, state: SymbolState, first_ms: int, last_ms: int, fa
     _relabel(state, first_ms, last_ms, facts)
 
 
-def clear(shard: ShardState, state: SymbolState, first_ms: int, last_ms: int, facts: Facts) -> None:
+def clear(state: SymbolState, first_ms: int, last_ms: int, facts: Facts) -> None:
     """Call those of these minutes right for which no reason to doubt is left."""
-    last_ms = min(last_ms, shard.last_sealed_ms)
+    last_ms = min(last_ms, state.last_sealed_ms)
     if first_ms > last_ms:
         return
     right = Spans()
@@ -97,7 +97,10 @@ def suspect(state: SymbolState, first_ms: int, last_ms: int) -> None:
 def _relabel(state: SymbolState, first_ms: int, last_ms: int, facts: Facts) -> None:
     """Give held minutes and sealed longer bars the source that now holds for them."""
     for index, held in enumerate(state.held):
-        if first_ms <= held.open_ms <= last_ms and held.source != Source.OFFICIAL:
+        settled = held.source in (Source.OFFICIAL, Source.ABSENT)
+        if first_ms <= held.open_ms <= last_ms and (
+            not settled or state.suspects.holds(held.open_ms)
+        ):
             relabelled = held.copy()
             is_suspect = state.suspects.holds(held.open_ms)
             relabelled.source = combined_source(held.count, is_suspect, official=False)
@@ -105,7 +108,9 @@ def _relabel(state: SymbolState, first_ms: int, last_ms: int, facts: Facts) -> N
     for longer in state.longer:
         previous = longer.previous
         if previous is not None and previous.open_ms <= last_ms and previous.end_ms > first_ms:
-            source = state.source_of_longer(previous, longer.previous_unofficial_minutes)
+            source = state.source_of_longer(
+                previous, longer.previous_unofficial_minutes, longer.previous_absent_minutes
+            )
             if source != previous.source:
                 longer.previous = previous.copy()
                 longer.previous.source = source
@@ -145,10 +150,10 @@ def apply_late(shard: ShardState, state: SymbolState, trade: Trade, facts: Facts
         return  # it filled a gap, whose minutes are suspect already
     last_ms = open_ms
     if state.tells_the_close(open_ms):
-        last_ms = shard.last_sealed_ms  # all since was flat, but not at this price
+        last_ms = state.last_sealed_ms  # all since was flat, but not at this price
         _reprice(shard, state, open_ms, trade.price, facts)
     state.missing.add(open_ms, last_ms)
-    doubt(shard, state, open_ms, last_ms, facts)
+    doubt(state, open_ms, last_ms, facts)
 
 
 # -- The exchange's own minutes --------------------------------------------------------------------
@@ -157,28 +162,73 @@ def apply_late(shard: ShardState, state: SymbolState, trade: Trade, facts: Facts
 def replace_minute(
     shard: ShardState, state: SymbolState, official: Bar, stored: Bar | None, facts: Facts
 ) -> None:
-    """Put one official minute in the place of what is there, unless that is official too.
+    """Put one official minute in the place of what is there.
 
-    A suspect minute that is not kept anywhere gave nothing to longer bars, unless it is among the
-    unknown: then only `stored` can tell what it gave.
+    An official minute gives way only to another official one with other values: the exchange has
+    corrected it. A suspect minute that is not kept anywhere gave nothing to longer bars, unless it
+    is among the unknown: then only `stored` can tell what it gave.
     """
     open_ms = official.open_ms
-    if state.official.holds(open_ms):
-        return  # two who asked for it at once
     is_suspect = state.suspects.holds(open_ms)
     held = next((held for held in state.held if held.open_ms == open_ms), None)
     old = held or state.partials.pop(open_ms, None)
     if old is None and is_suspect and not state.unknown.holds(open_ms):
         old = newborn(open_ms, official.end_ms, official.open)
     old = old or stored
-    if old is not None and old.source == Source.OFFICIAL:
-        old = None
+    was_official = old is not None and old.source == Source.OFFICIAL
+    if state.official.holds(open_ms) and not was_official:
+        return  # two who asked for it at once
     if old is None and not is_suspect:
         return
-    shard.bars.official += 1
+    if was_official and old is not None and old.values() == official.values():
+        return
+    shard.bars.official += not was_official
     for spans in (state.suspects, state.doubtful, state.missing, state.unknown):
         spans.remove(open_ms, open_ms)
     restate(shard, state, old, official, facts)
+
+
+def make_absent(state: SymbolState, first_ms: int, last_ms: int, facts: Facts) -> None:
+    """Settle those of these minutes that are owed: the exchange itself has no klines for them.
+
+    A minute of which trades were received is none of them: two witnesses contradict each other, so
+    it stays owed.
+    """
+    state.merge()
+    absent = Spans()
+    for first, last in state.suspects:
+        if first <= last_ms and last >= first_ms:
+            absent.add(max(first, first_ms), min(last, last_ms))
+    traded = {bar.open_ms for bar in state.held if bar.count} | state.partials.keys()
+    for open_ms in traded:
+        absent.remove(open_ms, open_ms)
+    for first, last in absent:
+        for spans in (state.suspects, state.doubtful, state.missing, state.unknown):
+            spans.remove(first, last)
+        for index, held in enumerate(state.held):
+            if first <= held.open_ms <= last:
+                state.held[index] = flat_at(held, held.close)
+                state.held[index].source = Source.ABSENT
+        for longer in state.longer:
+            _lack(longer, first, last)
+        facts.absent.append(MinuteSpan(state.symbol, first, last))
+        _relabel(state, first, last, facts)
+
+
+def _lack(longer: Longer, first_ms: int, last_ms: int) -> None:
+    """Take absent minutes out of those that make a longer bar unofficial."""
+    minutes = _minutes_within(longer.bar, first_ms, last_ms)
+    longer.absent_minutes += minutes
+    longer.unofficial_minutes -= minutes
+    if longer.previous is not None:
+        minutes = _minutes_within(longer.previous, first_ms, last_ms)
+        longer.previous_absent_minutes += minutes
+        longer.previous_unofficial_minutes -= minutes
+
+
+def _minutes_within(bar: Bar, first_ms: int, last_ms: int) -> int:
+    shared_ms = min(last_ms + MINUTE_MS, bar.end_ms) - max(first_ms, bar.open_ms)
+    return max(0, shared_ms // MINUTE_MS)
 
 
 def restate(shard: ShardState, state: SymbolState, old: Bar | None, new: Bar, facts: Facts) -> None:
@@ -224,7 +274,9 @@ def _restate_longer(
         if old is None or not restated.replace(old, new):
             longer.previous = None  # the store has its minutes, and makes it from them
             return
-        restated.source = state.source_of_longer(restated, longer.previous_unofficial_minutes)
+        restated.source = state.source_of_longer(
+            restated, longer.previous_unofficial_minutes, longer.previous_absent_minutes
+        )
         facts.restated.append(BarFact(state.symbol, longer.interval.name, restated))
         shard.bars.restated += 1
 

@@ -48,6 +48,8 @@ class Gap:
     end_id: int
     from_ms: int | None
     to_ms: int | None
+    before_ms: int
+    """When the trade with the id `end_id` was made: the missing ones were made no later."""
 
     def minutes(self) -> tuple[int, int] | None:
         """Return the first and the last minute that hold or border the gap, by open time."""
@@ -71,6 +73,11 @@ class Longer(msgspec.Struct, gc=False):
     unofficial_minutes: int = 0
     previous: Bar | None = None
     previous_unofficial_minutes: int = 0
+    absent_minutes: int = 0
+    """Of its sealed minutes, how many the exchange itself lacks. They are not unofficial."""
+    previous_absent_minutes: int = 0
+    resumed: bool = False
+    """Whether it went on from what is stored: then it is stored already, in part."""
 
 
 @dataclass(slots=True)
@@ -79,9 +86,11 @@ class SymbolState:
 
     symbol: str
     onboard_ms: int
+    """A hint, as is `delivery_ms`: the exchange corrects them."""
     delivery_ms: int
     minute: Bar
-    """The running 1m bar. The clock's minute, whatever the trades say."""
+    """The running 1m bar: the clock's minute, whatever the trades say; an earlier one while the
+    symbol is caught up with after it has come back, a later one just before its listing."""
     last_close: Decimal
     """Close of the last sealed minute: the price of a flat one."""
     longer: list[Longer]
@@ -126,6 +135,14 @@ class SymbolState:
     """Recent minutes replaced by the exchange's own: they are never doubted again."""
     partials: dict[int, Bar] = field(default_factory=dict)
     """Suspect minutes that hold trades and are no longer in `held`, by open time. The newest."""
+    first_ms: int | None = None
+    """Open time of its first official 1m kline, where that is known: part of its permanent key."""
+    paused: str | None = None
+    """What the exchange calls it while it is not in trading; None while it is."""
+    over_since_ms: int | None = None
+    """Since when every complete answer has said that it is over."""
+    renumbered_ms: int | None = None
+    """When its aggregate ids last began anew."""
 
     def __post_init__(self) -> None:
         self.look_for_next_end()
@@ -165,12 +182,18 @@ class SymbolState:
         official = self.official_ms is None or open_ms >= self.official_ms
         return open_ms >= self.traded_ms and official
 
-    def source_of_longer(self, bar: Bar, unofficial_minutes: int) -> Source:
-        """Return the source of a longer bar, from the minutes that are suspect."""
+    @property
+    def last_sealed_ms(self) -> int:
+        """Open time of the minute sealed last."""
+        return self.minute.open_ms - MINUTE_MS
+
+    def source_of_longer(self, bar: Bar, unofficial_minutes: int, absent_minutes: int) -> Source:
+        """Return the source of a longer bar, from the minutes that are suspect, and the others."""
         suspect = bool(self.suspects) and self.suspects.meets(bar.open_ms, bar.end_ms)
         forgotten_ms = self.suspects.forgotten_ms
         suspect |= forgotten_ms is not None and bar.open_ms <= forgotten_ms
-        return combined_source(bar.count, suspect, unofficial_minutes == 0)
+        absent = absent_minutes * MINUTE_MS >= bar.end_ms - bar.open_ms
+        return combined_source(bar.count, suspect, unofficial_minutes == 0, absent)
 
     @property
     def three_day_phase_ms(self) -> int:
@@ -192,11 +215,6 @@ class ShardState:
     """Whether the merged bars have been asked for since the last tick."""
     pending: PendingMinute | None = None
     """Sums of trades that have reached their minute, but not yet its bar."""
-
-    @property
-    def last_sealed_ms(self) -> int:
-        """Open time of the minute sealed last."""
-        return self.minute_ms - MINUTE_MS
 
     def settle(self, symbols: Iterable[str] | None = None) -> None:
         """Bring the states of these symbols, or of all, up to date with what is pending."""

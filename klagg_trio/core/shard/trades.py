@@ -127,7 +127,9 @@ def _ask_next_ids(shard: ShardState, pending: PendingMinute, runs: TradeRuns) ->
     for index in runs.runs[WHICH].tolist():
         if next_id[index] == UNKNOWN:
             state = states.get(symbols[index])
-            known = None if state is None else state.next_id
+            known = None
+            if state is not None and state.minute.open_ms == shard.minute_ms:
+                known = state.next_id
             next_id[index] = NEVER if known is None else known
 
 
@@ -137,37 +139,37 @@ def refuse(shard: ShardState, state: SymbolState, time_ms: int | None, facts: Fa
     It is as if the feed had been lost for that minute. The price after it is doubtful too, and the
     next trade tells by its id whether something is missing; nothing else of the trade is believed.
     """
-    at_ms = time_ms if time_ms is not None and _may_be(shard, state, time_ms) else None
+    at_ms = time_ms if time_ms is not None and _may_be(shard, time_ms) else None
     open_ms = state.minute.open_ms if at_ms is None else MINUTE.floor(at_ms)
     end_ms = open_ms + MINUTE_MS
     if state.live_since_ms is None or state.live_since_ms >= end_ms:
         return  # nobody vouches for that minute anyhow
     findings = Findings()
     was_live = state.lost_ms is None
-    feed_lost(shard, state, open_ms, findings)
+    feed_lost(state, open_ms, findings)
     if was_live:
         state.live_since_ms, state.lost_ms = end_ms, None
     findings.events.append(
         Event(shard.minute_ms, "rejected", state.symbol, "a trade was refused; its minute is owed")
     )
-    apply_findings(shard, state, findings, facts)
+    apply_findings(state, findings, facts)
 
 
-def _may_be(shard: ShardState, state: SymbolState, time_ms: int) -> bool:
+def _may_be(shard: ShardState, time_ms: int) -> bool:
     """Whether a trade may have been made at that time, by the clock."""
-    ahead_ms = time_ms - state.minute.end_ms
+    ahead_ms = time_ms - shard.minute_ms - MINUTE_MS
     return ahead_ms < AHEAD_MS_MAX and time_ms >= shard.minute_ms - BEHIND_MS_MAX
 
 
 def _apply_unusual(shard: ShardState, state: SymbolState, trade: Trade, facts: Facts) -> None:
     """Apply a trade that jumps, repeats, is out of order, or is not of the running minute."""
-    if not _may_be(shard, state, trade.time_ms):
+    if not _may_be(shard, trade.time_ms):
         shard.trades.rejected += 1
         refuse(shard, state, trade.time_ms, facts)
         return
     findings = Findings()
-    admitted = admit(shard, state, trade, findings)
-    apply_findings(shard, state, findings, facts)
+    admitted = admit(state, trade, findings)
+    apply_findings(state, findings, facts)
     if not admitted:
         shard.trades.duplicate += 1
         return

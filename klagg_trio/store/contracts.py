@@ -1,0 +1,58 @@
+"""What the files know of one contract: for those who decide whether it is the same one."""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+
+from klagg_trio.core.intervals import MINUTE
+from klagg_trio.store.reading import open_reader
+
+
+@dataclass(frozen=True, slots=True)
+class StoredContract:
+    """The contract that has a label now, or had it last. Times are exchange time in ms."""
+
+    symbol: str
+    onboard_ms: int
+    delivery_ms: int
+    three_day_phase_ms: int
+    status: str
+    end_ms: int | None
+    """Where its stored minutes end; None where there are none."""
+    close: Decimal | None
+    """The close of the last of them."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has been sealed and frozen."""
+        return self.status == "ENDED"
+
+
+def stored_contract(path: Path, symbol: str) -> StoredContract | None:
+    """Return what is stored of a symbol; None where nothing is. Runs in the store's thread."""
+    connection = open_reader(path)
+    try:
+        return select_contract(connection, symbol)
+    finally:
+        connection.close()
+
+
+def select_contract(connection: sqlite3.Connection, symbol: str) -> StoredContract | None:
+    """Return what is stored of a symbol; None where nothing is."""
+    row = connection.execute(
+        "SELECT onboard_ms, delivery_ms, three_day_phase_ms, status FROM symbols WHERE symbol = ?",
+        (symbol,),
+    ).fetchone()
+    if row is None:
+        return None
+    last = connection.execute(
+        "SELECT close_time + 1, close FROM klines WHERE symbol = ? AND interval = ?"
+        " ORDER BY open_time DESC LIMIT 1",
+        (symbol, MINUTE.name),
+    ).fetchone()
+    end_ms, close = last or (None, None)
+    price = None if close is None else Decimal(repr(close))
+    return StoredContract(symbol, row[0], row[1], row[2], row[3], end_ms, price)
