@@ -372,6 +372,7 @@ async def connect(
         dial=dial,
         run_in_thread=run_in_thread,
         wall_ms=wall_ms,
+        local_ms=wall_ms,
     )
     return settings, edge
 
