@@ -84,7 +84,14 @@ def test_every_market_trade_is_in_exactly_one_aggregate(straddle):
             assert fills[-1].time_ms - fills[0].time_ms < 100
             assert aggregate.time_ms + 100 <= aggregate.event_ms
             assert aggregate.normal_quantity <= aggregate.quantity
-            crossing += fills[0].time_ms // MINUTE_MS != fills[-1].time_ms // MINUTE_MS
+            boundary_ms = (fills[0].time_ms // MINUTE_MS + 1) * MINUTE_MS
+            beyond = [fill for fill in fills if fill.time_ms >= boundary_ms]
+            if beyond:
+                crossing += 1
+                noted = market.tapes[number].straddles[boundary_ms]
+                quantity = sum(fill.quantity for fill in beyond)
+                assert (noted.count, noted.volume) == (len(beyond), quantity)
+                assert noted.quote_volume == aggregate.price * quantity
     assert bool(crossing) is straddle
 
 
