@@ -8,7 +8,6 @@ replaced by it; that needs the database's write connection.
 
 from __future__ import annotations
 
-import math
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -26,7 +25,7 @@ from klagg_trio.core.facts import BarFact, Event, Facts
 from klagg_trio.core.intervals import INTERVALS, Interval
 from klagg_trio.exchange.rest import Priority, Rest
 from klagg_trio.store.database import Database
-from klagg_trio.store.reading import bar_of, select_bars
+from klagg_trio.store.reading import as_stored, bar_of, select_bars
 from klagg_trio.store.schema import VALUE_COLUMNS
 
 FINDINGS_MAX: Final = 1_000
@@ -222,11 +221,3 @@ def _difference(series: Series, bar: Bar, official: Bar, verdict: str) -> Differ
     return Difference(
         series.symbol, series.interval.name, bar.open_ms, bar.source.label, verdict, fields
     )
-
-
-def as_stored(bar: Bar) -> Bar:
-    """Return an official bar with the values that a right stored one reads back as."""
-    row = [float(value) for value in bar.values()]
-    row[6] = bar.count
-    assert all(map(math.isfinite, row))
-    return bar_of((bar.open_ms, *row, Source.OFFICIAL.label), bar.end_ms)

@@ -26,6 +26,7 @@ from typing import Final
 import trio
 
 from klagg_trio import cmd
+from klagg_trio.auditor import Auditor
 from klagg_trio.backlog import Backlog
 from klagg_trio.core.errors import ConfigurationError
 from klagg_trio.core.facts import BarCounts, Event, Facts, TradeCounts
@@ -40,12 +41,13 @@ from klagg_trio.exchange.stream import Dial
 from klagg_trio.exchange.universe import Universe
 from klagg_trio.exchange.weight import WeightGate
 from klagg_trio.feed import Feeds, Router
-from klagg_trio.repair import Auditor, Repair
+from klagg_trio.repair import Repair
 from klagg_trio.settings import Settings
 from klagg_trio.silence import SilenceWatch
 from klagg_trio.store.contracts import stored_contract
 from klagg_trio.store.database import Database
 from klagg_trio.store.thread import RunInThread
+from klagg_trio.sweep import Sweep
 from klagg_trio.tick import (
     BEHIND_TOLD_MS,
     Grace,
@@ -183,6 +185,7 @@ class App:
         )
         self.silence = self._make_silence_watch()
         self.repair = self._make_repair()
+        self.sweep = self._make_sweep()
         self.auditor = self._make_auditor()
         self._events: deque[Event] = deque()
         self._told: dict[str, tuple[int, int]] = {}
@@ -245,6 +248,15 @@ class App:
         return Repair(
             self.shards,
             self.inboxes,
+            self.to_writer,
+            rest=self.edge.rest,
+            now_ms=self.clock.now_ms,
+            note=self.note,
+        )
+
+    def _make_sweep(self) -> Sweep:
+        return Sweep(
+            self.shards,
             self.to_writer,
             rest=self.edge.rest,
             database_path=self.database_path,
@@ -540,5 +552,6 @@ async def _run_when_time_is_sure(app: App, sources: trio.Nursery) -> None:
     await app.clock.wait_until_sure()
     sources.start_soon(app.discovery.run)
     sources.start_soon(app.repair.run, sources)
+    sources.start_soon(app.sweep.run)
     sources.start_soon(app.auditor.run)
     sources.start_soon(app.silence.run)

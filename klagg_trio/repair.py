@@ -1,46 +1,48 @@
-"""Making bars right: suspect minutes are replaced by the exchange's own, and good ones audited.
+"""Repair: suspect minutes are replaced by the exchange's own.
 
 Theory of operation
 -------------------
-The shards remember which sealed minutes of each symbol are suspect, as few merged spans. `Repair`
-reads those sets; nothing is queued, so an outage of days costs no memory. It takes the most urgent
-piece (newest first: those are what people look at), asks for the official 1m bars at the lowest
-weight a bar, and sends them to the shard as ReplaceMinutes. The shard restates the minute and every
-longer bar that it holds; the store restates the longer bars that have left the memory. A minute
-is asked for only `SETTLE_MS` after its end, since the exchange's REST side lags behind its trades.
+The shards remember which sealed minutes of each symbol are owed, as few merged spans. Repair reads
+those sets; nothing is queued, so an outage of days costs no memory. It takes the most urgent piece
+(newest first: those are what people look at), asks for the official 1m bars at the lowest weight a
+bar, and sends them to the shard as ReplaceMinutes. The shard restates the minute and every longer
+bar that it holds; the store restates the longer bars that have left the memory. A minute is asked
+for only `SETTLE_MS` after its end, since the exchange's REST side lags behind its trades.
 
-`Auditor` holds minutes that are not suspect against official ones too, a symbol at a time, the one
-that waited longest first. What differs is judged (`core/audit.py`), counted for the score, and
-replaced by the official bar in the same way.
+What comes is used row by row. A refused row is told of once and its minute stays owed; it is asked
+for again with growing pauses (`core/asking`), and so is a minute that is not there. A row that
+counts less than was seen here may be unfinished: it is believed when it is served again.
 
-Suspect bars that no shard remembers are found on disk, by a sweep now and then: longer bars whose
-minutes are right but do not tell them exactly, and bars of symbols that have ended. Each of them is
-replaced by the exchange's own bar of that interval, which goes straight to the writer.
-
-Both spend REST weight through the one gate, repair before audit.
+A stretch that the exchange skips while it is well, twice, some minutes apart, is its own hole: the
+shard is told that those minutes are absent. They are asked for again for a day.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 import trio
 
 from klagg_trio import cmd
-from klagg_trio.core.audit import CHAIN_MAX, Verdict, judge
-from klagg_trio.core.bar import Bar, Source
-from klagg_trio.core.errors import RemoteError, StoreError
-from klagg_trio.core.facts import BarFact, Event, Facts
-from klagg_trio.core.intervals import DAY_MS, HOUR_MS, MINUTE, MINUTE_MS
-from klagg_trio.core.shard import Shard, SymbolState
+from klagg_trio.core.asking import (
+    KEPT_SYMBOLS,
+    Absences,
+    FewerTrades,
+    Patience,
+    Span,
+    skipped,
+    without,
+)
+from klagg_trio.core.bar import Bar, Source, newborn
+from klagg_trio.core.errors import RemoteError
+from klagg_trio.core.facts import AbsenceNote, Event, Facts
+from klagg_trio.core.intervals import MINUTE, MINUTE_MS, count_text, utc_text
+from klagg_trio.core.shard import Shard
+from klagg_trio.exchange.lacking import claimed_minutes, hole_around, is_well
 from klagg_trio.exchange.rest import Priority, Rest
-from klagg_trio.store.reading import bar_of, open_reader, select_bars, select_suspects
-from klagg_trio.store.thread import RunInThread
-from klagg_trio.vitals import AuditVitals
+from klagg_trio.exchange.validate import Klines, RefusedRow
 
 SETTLE_MS: Final = 5_000
 """How long after its end a minute is official. Some users saw REST lag by two to ten seconds; a
@@ -58,19 +60,7 @@ FETCHERS: Final = 4
 IDLE_S: Final = 1.0
 
 RETRY_S: Final = 30.0
-"""Pause before a symbol is asked for again that the exchange had no bars for, or refused."""
-
-SWEEP_S: Final = 60.0
-"""Between two looks for suspect bars on disk."""
-
-SWEEP_BARS_MAX: Final = 5_000
-"""Bars looked at by one sweep; the next one goes on from there."""
-
-SWEEP_RETRY_S: Final = 600.0
-"""Pause before a series is asked for again that the exchange could not serve."""
-
-AUDIT_PAGE: Final = CHEAP_PAGE - CHAIN_MAX
-"""Minutes audited at once; the page also holds the minutes that a straddle may reach into."""
+"""Pause before a symbol is asked for again that the exchange refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +71,10 @@ class RepairVitals:
     repaired_minutes: int
     requests: int
     failures: int
+    refused_rows: int = 0
+    """Official rows that contradicted themselves; their minutes are owed still."""
+    absent_minutes: int = 0
+    """Minutes that the exchange was found to lack."""
 
 
 class Repair:
@@ -93,20 +87,17 @@ class Repair:
         to_writer: trio.MemorySendChannel[cmd.Record],
         *,
         rest: Rest,
-        database_path: Path,
-        run_in_thread: RunInThread,
         now_ms: Callable[[], int],
         note: Callable[[Event], None],
+        absences: Iterable[AbsenceNote] = (),
     ) -> None:
-        """Read the suspect sets of `shards`, send what replaces them to `inboxes`.
+        """Read what `shards` owe, send what replaces it to `inboxes`.
 
-        What only the disk remembers goes to `to_writer`.
+        `absences` are what an earlier run knew; what is learnt of them goes to `to_writer`.
         """
         self._shards = shards
         self._inboxes = inboxes
         self._to_writer = to_writer
-        self._database_path = database_path
-        self._run_in_thread = run_in_thread
         self._rest = rest
         self._now_ms = now_ms
         self._note = note
@@ -115,379 +106,246 @@ class Repair:
         """Symbols with a request in flight."""
         self._deferred_s: dict[str, float] = {}
         """Symbols not to be asked for before this Trio time."""
-        self._series_deferred_s: dict[tuple[str, str], float] = {}
-        """Series not to be asked for by the sweep before this Trio time."""
+        self._patience = Patience()
+        self._fewer = FewerTrades()
+        self._absences = Absences(absences)
         self.repaired_minutes = 0
-        self.repaired_longer = 0
         self.requests = 0
         self.failures = 0
+        self.refused_rows = 0
+        self.absent_minutes = 0
 
     async def run(self, nursery: trio.Nursery) -> None:
         """Start the fetchers in `nursery`, the one that all sources share."""
         for _ in range(FETCHERS):
             nursery.start_soon(self._fetch_forever)
-        nursery.start_soon(self._sweep_forever)
 
     async def _fetch_forever(self) -> None:
         while True:
             async with self._looking:  # while nothing is owed, one fetcher looks for all
-                piece = self.most_urgent()
+                piece, work = self.most_urgent(), self._repair
+                if piece is None:
+                    piece, work = self._due_absence(), self._ask_for_absent
                 if piece is None:
                     await trio.sleep(IDLE_S)
                     continue
                 symbol, first_ms, last_ms = piece
                 self._busy.add(symbol)
             try:
-                await self._repair(symbol, first_ms, last_ms)
+                await work(symbol, first_ms, last_ms)
+            except RemoteError as error:
+                self._fail(symbol, error)
             finally:
                 self._busy.discard(symbol)
 
     def most_urgent(self) -> tuple[str, int, int] | None:
         """Return the symbol and the minutes to ask for next, or None: newest minute first."""
-        settled_ms = MINUTE.floor(self._now_ms() - SETTLE_MS) - MINUTE_MS
-        now_s = trio.current_time()
-        best: tuple[int, str, SymbolState] | None = None
+        now_ms, now_s = self._now_ms(), trio.current_time()
+        settled_ms = MINUTE.floor(now_ms - SETTLE_MS) - MINUTE_MS
+        best: tuple[int, str, list[Span]] | None = None
         for shard in self._shards:
-            for state in shard.states.values():
-                if not state.suspects or state.symbol in self._busy:
+            for symbol, owed in shard.owed().items():
+                if not self._may_ask(symbol, now_s) or (best and owed[-1][1] <= best[0]):
                     continue
-                if self._deferred_s.get(state.symbol, 0.0) > now_s:
-                    continue
-                first_ms, last_ms = _newest(state, settled_ms)
-                if first_ms <= last_ms and (best is None or last_ms > best[0]):
-                    best = last_ms, state.symbol, state
+                spans = without(
+                    ((first, min(last, settled_ms)) for first, last in owed if first <= settled_ms),
+                    [
+                        *self._patience.waiting(symbol, now_s),
+                        *self._absences.waiting(symbol, now_ms),
+                    ],
+                )
+                if spans and (best is None or spans[-1][1] > best[0]):
+                    best = spans[-1][1], symbol, spans
         if best is None:
             return None
-        last_ms, symbol, state = best
-        oldest_ms = next(iter(state.suspects))[0]
+        last_ms, symbol, spans = best
+        oldest_ms = spans[0][0]
         rows = CHEAP_PAGE if last_ms - oldest_ms < CHEAP_PAGE * MINUTE_MS else BEST_PAGE
-        first_ms = max(oldest_ms, last_ms - (rows - 1) * MINUTE_MS)
-        return symbol, first_ms, last_ms
+        return symbol, max(oldest_ms, last_ms - (rows - 1) * MINUTE_MS), last_ms
+
+    def _may_ask(self, symbol: str, now_s: float) -> bool:
+        return symbol not in self._busy and self._deferred_s.get(symbol, 0.0) <= now_s
+
+    def _defer(self, symbol: str, pause_s: float) -> None:
+        now_s = trio.current_time()
+        if len(self._deferred_s) >= KEPT_SYMBOLS:
+            self._deferred_s = {s: until for s, until in self._deferred_s.items() if until > now_s}
+        self._deferred_s[symbol] = now_s + pause_s
+
+    def _fail(self, symbol: str, error: RemoteError) -> None:
+        self.failures += 1
+        self._defer(symbol, RETRY_S)
+        self._note(Event(self._now_ms(), "repair failed", symbol, str(error)))
+
+    async def _ask(self, symbol: str, first_ms: int, last_ms: int | None, limit: int) -> Klines:
+        self.requests += 1
+        return await self._rest.klines(
+            symbol,
+            MINUTE.name,
+            start_ms=first_ms,
+            end_ms=last_ms,
+            limit=limit,
+            priority=Priority.REPAIR,
+        )
 
     async def _repair(self, symbol: str, first_ms: int, last_ms: int) -> None:
-        """Fetch one page of official minutes and hand the suspect ones among them to the shard."""
-        self.requests += 1
-        try:
-            klines = await self._rest.klines(
-                symbol,
-                MINUTE.name,
-                start_ms=first_ms,
-                end_ms=last_ms,
-                limit=(last_ms - first_ms) // MINUTE_MS + 1,
-                priority=Priority.REPAIR,
-            )
-        except RemoteError as error:
-            self.failures += 1
-            self._deferred_s[symbol] = trio.current_time() + RETRY_S
-            self._note(Event(self._now_ms(), "repair failed", symbol, str(error)))
-            return
-        number = cmd.shard_of(symbol, len(self._shards))
-        state = self._shards[number].states.get(symbol)
-        if state is None:
-            return
-        wanted = tuple(
-            bar
-            for bar in klines.bars
-            if bar.end_ms <= self._now_ms() and state.suspects.holds(bar.open_ms)
-        )
-        if not wanted:
-            self._deferred_s[symbol] = trio.current_time() + RETRY_S
-            return
-        self.repaired_minutes += len(wanted)
-        await self._inboxes[number].send(cmd.ReplaceMinutes(symbol, wanted))
-        text = f"{_count(wanted, 'minute')} from {_clock(wanted[0].open_ms)}"
+        """Fetch one page of official minutes and hand the owed ones among them to the shard."""
+        limit = (last_ms - first_ms) // MINUTE_MS + 1
+        klines = await self._ask(symbol, first_ms, last_ms, limit)
+        now_ms, now_s = self._now_ms(), trio.current_time()
+        shard = self._shard_of(symbol)
+        wanted = []
+        for bar in klines.bars:
+            if bar.end_ms > now_ms or not shard.owes(symbol, bar.open_ms, bar.end_ms):
+                continue
+            if self._fewer.is_doubtful(symbol, bar, shard.kept_minute(symbol, bar.open_ms)):
+                self._patience.fail(symbol, bar.open_ms, bar.open_ms, now_s)
+            else:
+                wanted.append(bar)
+                self._patience.succeed(symbol, bar.open_ms, bar.open_ms)
+        self._refuse(symbol, klines, shard)
+        if wanted:
+            await self._replace(symbol, wanted)
+        served = claimed_minutes(klines)
+        lacking = [
+            span
+            for span in skipped(served or [], first_ms, last_ms)
+            if shard.owes(symbol, span[0], span[1] + MINUTE_MS)
+        ]
+        for span in lacking:
+            self._patience.fail(symbol, *span, now_s)
+        if served is not None and lacking:
+            await self._look_into(symbol, lacking[-1], served)
+
+    async def _replace(
+        self, symbol: str, minutes: Sequence[Bar], stored: Sequence[Bar] = ()
+    ) -> None:
+        """Hand official minutes to the shard."""
+        self.repaired_minutes += len(minutes)
+        for bar in minutes:
+            self._absences.serve(symbol, bar.open_ms, bar.open_ms)
+        inbox = self._inboxes[cmd.shard_of(symbol, len(self._shards))]
+        await inbox.send(cmd.ReplaceMinutes(symbol, tuple(minutes), tuple(stored)))
+        text = f"{count_text(len(minutes), 'minute')} from {utc_text(minutes[0].open_ms)}"
         self._note(Event(self._now_ms(), "repaired", symbol, text))
         # Until the shard has taken the message its set still holds these minutes.
-        self._deferred_s[symbol] = trio.current_time() + IDLE_S
+        self._defer(symbol, IDLE_S)
 
-    # -- The sweep -----------------------------------------------------------------------------
+    def _shard_of(self, symbol: str) -> Shard:
+        return self._shards[cmd.shard_of(symbol, len(self._shards))]
 
-    async def _sweep_forever(self) -> None:
-        while True:
-            await trio.sleep(SWEEP_S)
-            await self.sweep()
+    # -- Refused rows ------------------------------------------------------------------------------
 
-    async def sweep(self) -> None:
-        """Replace the suspect bars on disk that no shard will."""
-        try:
-            suspects = await self._run_in_thread(suspect_bars, self._database_path, SWEEP_BARS_MAX)
-        except StoreError as error:
-            # A read that fails, no free handle: passing until shown otherwise.
-            self._note(Event(self._now_ms(), "repair failed", "", str(error)))
-            return
-        settled_ms = self._now_ms() - SETTLE_MS
-        for (symbol, interval), bars in suspects.items():
-            wanted = [span for span in bars if span[1] <= settled_ms]
-            wanted = [span for span in wanted if not self._is_remembered(symbol, span)]
-            deferred_s = self._series_deferred_s.get((symbol, interval), 0.0)
-            if wanted and deferred_s <= trio.current_time():
-                await self._replace_stored(symbol, interval, wanted)
+    def _refuse(self, symbol: str, klines: Klines, shard: Shard) -> None:
+        """Leave the minutes of refused rows owed, and tell of them, once."""
+        now_ms, now_s = self._now_ms(), trio.current_time()
+        news: list[RefusedRow] = []
+        for row in klines.refused:
+            self.refused_rows += 1
+            if row.open_ms is None:
+                continue
+            open_ms = MINUTE.floor(row.open_ms)
+            if shard.owes(symbol, open_ms, open_ms + MINUTE_MS) and self._patience.fail(
+                symbol, open_ms, open_ms, now_s
+            ):
+                news.append(row)
+        if news:
+            row = news[0]
+            text = f"the kline of {utc_text(row.open_ms or 0)}: {row.reason}"
+            if len(news) > 1:
+                text += f" (and {len(news) - 1} more of this answer)"
+            self._note(Event(now_ms, "row refused", symbol, text))
 
-    def _is_remembered(self, symbol: str, span: tuple[int, int]) -> bool:
-        """Whether a shard owes the minutes of a bar: they come first, and may make it right."""
-        state = self._shards[cmd.shard_of(symbol, len(self._shards))].states.get(symbol)
-        return state is not None and state.suspects.meets(*span)
+    # -- What the exchange lacks -------------------------------------------------------------------
 
-    async def _replace_stored(
-        self, symbol: str, interval: str, wanted: Sequence[tuple[int, int]]
-    ) -> None:
-        """Ask for the official bars from the oldest wanted one on, and store those wanted."""
-        key = symbol, interval
-        self.requests += 1
-        try:
-            klines = await self._rest.klines(
-                symbol,
-                interval,
-                start_ms=wanted[0][0],
-                limit=CHEAP_PAGE,
-                priority=Priority.REPAIR,
-            )
-        except RemoteError as error:
-            self.failures += 1
-            self._series_deferred_s[key] = trio.current_time() + SWEEP_RETRY_S
-            self._note(Event(self._now_ms(), "repair failed", symbol, str(error)))
-            return
-        opens = {open_ms for open_ms, _ in wanted}
+    async def _look_into(self, symbol: str, span: Span, served: Sequence[int]) -> None:
+        """Note a stretch that an answer skips, if it is a hole of the exchange's own."""
         now_ms = self._now_ms()
-        found = [bar for bar in klines.bars if bar.open_ms in opens and bar.end_ms <= now_ms]
-        if not found:
-            self._series_deferred_s[key] = trio.current_time() + SWEEP_RETRY_S
+        if span[0] - MINUTE_MS not in served or span[1] + MINUTE_MS not in served:
+            self.requests += 2
+            hole = await hole_around(self._rest, symbol, span, now_ms, Priority.REPAIR)
+            if hole is None:
+                return
+            span = self._within_what_is_owed(symbol, hole)
+        self.requests += 1
+        if not await is_well(self._rest, self._others(symbol), now_ms, Priority.REPAIR):
             return
-        self.repaired_longer += len(found)
-        text = f"{_count(found, interval + ' bar')} from {_clock(found[0].open_ms)}"
-        facts = Facts(
-            restated=[BarFact(symbol, interval, bar) for bar in found],
-            events=[Event(now_ms, "repaired", symbol, text)],
-        )
+        await self._note_absence(symbol, span)
+
+    def _within_what_is_owed(self, symbol: str, hole: Span) -> Span:
+        owed = self._shard_of(symbol).owed().get(symbol, (hole,))
+        return max(hole[0], owed[0][0]), min(hole[1], owed[-1][1])
+
+    def _others(self, symbol: str) -> list[str]:
+        """Return symbols that tell whether the exchange is well: others first."""
+        names = [name for shard in self._shards for name in shard.states if name != symbol]
+        return [*names[:2], symbol]
+
+    async def _note_absence(self, symbol: str, span: Span) -> None:
+        """Store that a stretch was skipped; tell the shard where that is sure."""
+        if span[0] > span[1]:
+            return
+        notes = self._absences.skip(symbol, *span, self._now_ms())
+        self._patience.succeed(symbol, *span)  # from now on the note says when to ask
+        if not notes:
+            return
         number = cmd.shard_of(symbol, len(self._shards))
-        await self._to_writer.send(cmd.Amended(number, facts))
+        await self._to_writer.send(cmd.Amended(number, Facts(absences=notes)))
+        for each in notes:
+            if each.askings < 2:
+                continue
+            await self._inboxes[number].send(cmd.AbsentMinutes(symbol, each.first_ms, each.last_ms))
+            if each.askings == 2:
+                minutes = (each.last_ms - each.first_ms) // MINUTE_MS + 1
+                self.absent_minutes += minutes
+                text = (
+                    f"the exchange has no klines for {count_text(minutes, 'minute')} from "
+                    f"{utc_text(each.first_ms)}, as it has said twice"
+                )
+                self._note(Event(self._now_ms(), "absent", symbol, text))
+
+    def _due_absence(self) -> tuple[str, int, int] | None:
+        """Return an absent stretch to be asked for again, or None."""
+        now_s = trio.current_time()
+        for each in self._absences.due(self._now_ms()):
+            kept = each.symbol in self._shard_of(each.symbol).states
+            if kept and self._may_ask(each.symbol, now_s):
+                return each.symbol, each.first_ms, each.last_ms
+        return None
+
+    async def _ask_for_absent(self, symbol: str, first_ms: int, last_ms: int) -> None:
+        """Ask once more for a stretch that is absent, from its beginning on."""
+        # Whatever comes of it, others first.
+        self._defer(symbol, RETRY_S)
+        klines = await self._ask(symbol, first_ms, None, CHEAP_PAGE)
+        served = claimed_minutes(klines)
+        if served is None:
+            return
+        now_ms = self._now_ms()
+        found = [bar for bar in klines.bars if bar.open_ms <= last_ms and bar.end_ms <= now_ms]
+        if found:
+            stored = [newborn(bar.open_ms, bar.end_ms, bar.open) for bar in found]
+            for bar in stored:
+                bar.source = Source.ABSENT
+            await self._replace(symbol, found, stored)
+        elif not served or served[0] > last_ms:
+            self.requests += 1
+            if await is_well(self._rest, self._others(symbol), now_ms, Priority.REPAIR):
+                await self._note_absence(symbol, (first_ms, last_ms))
 
     def statistics(self) -> RepairVitals:
         """Return what repair has done and still owes."""
         owed = sum(
-            state.suspects.minutes for shard in self._shards for state in shard.states.values()
+            (last - first) // MINUTE_MS + 1
+            for shard in self._shards
+            for spans in shard.owed().values()
+            for first, last in spans
         )
-        return RepairVitals(owed, self.repaired_minutes, self.requests, self.failures)
-
-
-def _newest(state: SymbolState, settled_ms: int) -> tuple[int, int]:
-    """Return the newest span of suspect minutes up to `settled_ms`; empty where first > last."""
-    newest = (1, 0)
-    for first_ms, last_ms in state.suspects:
-        if first_ms <= settled_ms:
-            newest = first_ms, min(last_ms, settled_ms)
-    return newest
-
-
-def _count(bars: Sequence[Bar], name: str) -> str:
-    return f"{len(bars)} {name}{'' if len(bars) == 1 else 's'}"
-
-
-def _clock(at_ms: int) -> str:
-    minutes = at_ms // MINUTE_MS
-    return f"{minutes // 60 % 24:02}:{minutes % 60:02}"
-
-
-@dataclass(slots=True)
-class Score:
-    """Verdicts of one hour of audits."""
-
-    hour_ms: int
-    equal: int = 0
-    straddle: int = 0
-    unexplained: int = 0
-
-
-class Auditor:
-    """Holds sealed minutes against official ones and replaces those that differ."""
-
-    def __init__(
-        self,
-        shards: Sequence[Shard],
-        inboxes: Sequence[trio.MemorySendChannel[cmd.Message]],
-        *,
-        rest: Rest,
-        database_path: Path,
-        every_s: float,
-        run_in_thread: RunInThread,
-        now_ms: Callable[[], int],
-        note: Callable[[Event], None],
-        start_ms: int,
-    ) -> None:
-        """Audit each symbol's minutes from `start_ms` on, about every `every_s`."""
-        self._shards = shards
-        self._inboxes = inboxes
-        self._rest = rest
-        self._database_path = database_path
-        self._every_ms = int(every_s * 1000)
-        self._run_in_thread = run_in_thread
-        self._now_ms = now_ms
-        self._note = note
-        self._start_ms = start_ms
-        self._audited_ms: dict[str, int] = {}
-        """Every minute of the symbol before this one has been audited, or is owed to repair."""
-        self._after_own: set[str] = set()
-        """Symbols whose last audited minute is as klagg sealed it, not replaced."""
-        self._deferred_s: dict[str, float] = {}
-        self._scores: deque[Score] = deque(maxlen=DAY_MS // HOUR_MS)
-
-    async def run(self) -> None:
-        """Audit until cancelled."""
-        while True:
-            symbol = self._longest_waiting()
-            if symbol is None:
-                await trio.sleep(IDLE_S)
-            else:
-                await self._audit(symbol)
-
-    def _longest_waiting(self) -> str | None:
-        """Return the symbol with the oldest minutes not audited, if they are old enough."""
-        due_ms = self._now_ms() - SETTLE_MS - self._every_ms
-        now_s = trio.current_time()
-        best: tuple[int, str] | None = None
-        for shard in self._shards:
-            for symbol in shard.states:
-                audited_ms = self._audited_ms.get(symbol, self._start_ms)
-                if self._deferred_s.get(symbol, 0.0) > now_s:
-                    continue
-                if audited_ms <= due_ms and (best is None or audited_ms < best[0]):
-                    best = audited_ms, symbol
-        return best[1] if best else None
-
-    async def _audit(self, symbol: str) -> None:
-        """Audit one page of a symbol's minutes."""
-        first_ms = self._audited_ms.get(symbol, self._start_ms)
-        settled_ms = MINUTE.floor(self._now_ms() - SETTLE_MS) - MINUTE_MS
-        last_ms = min(settled_ms, first_ms + (AUDIT_PAGE + CHAIN_MAX - 1) * MINUTE_MS)
-        try:
-            klines = await self._rest.klines(
-                symbol,
-                MINUTE.name,
-                start_ms=first_ms,
-                end_ms=last_ms,
-                limit=CHEAP_PAGE,
-                priority=Priority.AUDIT,
-            )
-        except RemoteError as error:
-            self._deferred_s[symbol] = trio.current_time() + RETRY_S
-            self._note(Event(self._now_ms(), "audit failed", symbol, str(error)))
-            return
-        try:
-            stored = await self._run_in_thread(
-                stored_minutes, self._database_path, symbol, first_ms, last_ms
-            )
-        except StoreError as error:
-            self._deferred_s[symbol] = trio.current_time() + RETRY_S
-            self._note(Event(self._now_ms(), "audit failed", symbol, str(error)))
-            return
-        await self._compare(symbol, klines.bars, stored, last_ms)
-
-    async def _compare(
-        self, symbol: str, official: Sequence[Bar], stored: dict[int, Bar], last_ms: int
-    ) -> None:
-        """Judge what is there on both sides; count it; replace what differs."""
-        theirs = [bar for bar in official if bar.open_ms in stored]
-        ours = [stored[bar.open_ms] for bar in theirs]
-        after_replaced = symbol not in self._after_own
-        verdicts = judge(ours, theirs, after_replaced=after_replaced)
-        # A chain that is still open at the end may yet turn out to be a straddle.
-        open_chain = 0
-        while open_chain < min(CHAIN_MAX - 1, len(verdicts)):
-            if verdicts[-1 - open_chain] != Verdict.UNEXPLAINED:
-                break
-            open_chain += 1
-        decided = len(verdicts) - open_chain
-        score = self._score()
-        wrong: list[Bar] = []
-        replaced: list[Bar] = []
-        for bar, held, verdict in zip(
-            theirs[:decided], ours[:decided], verdicts[:decided], strict=True
-        ):
-            if held.source in (Source.SUSPECT, Source.OFFICIAL):
-                continue
-            match verdict:
-                case Verdict.EQUAL:
-                    score.equal += 1
-                    continue
-                case Verdict.STRADDLE:
-                    score.straddle += 1
-                case Verdict.UNEXPLAINED:
-                    score.unexplained += 1
-                    self._note(Event(bar.open_ms, "unexplained", symbol, _difference(held, bar)))
-            wrong.append(bar)
-            replaced.append(held)
-        if wrong:
-            number = cmd.shard_of(symbol, len(self._shards))
-            await self._inboxes[number].send(
-                cmd.ReplaceMinutes(symbol, tuple(wrong), tuple(replaced))
-            )
-        if decided:
-            self._audited_ms[symbol] = theirs[decided - 1].end_ms
-            own = verdicts[decided - 1] == Verdict.EQUAL
-            if own and ours[decided - 1].source not in (Source.SUSPECT, Source.OFFICIAL):
-                self._after_own.add(symbol)
-            else:
-                self._after_own.discard(symbol)
-        else:
-            self._deferred_s[symbol] = trio.current_time() + RETRY_S
-            if not stored and official:
-                self._audited_ms[symbol] = last_ms + MINUTE_MS
-
-    def _score(self) -> Score:
-        """Return the running hour's score."""
-        hour_ms = self._now_ms() // HOUR_MS * HOUR_MS
-        if not self._scores or self._scores[-1].hour_ms != hour_ms:
-            self._scores.append(Score(hour_ms))
-        return self._scores[-1]
-
-    def audited_until_ms(self) -> int:
-        """Return the minute before which every symbol has been audited."""
-        symbols = [symbol for shard in self._shards for symbol in shard.states]
-        return min((self._audited_ms.get(s, self._start_ms) for s in symbols), default=0)
-
-    def statistics(self) -> AuditVitals:
-        """Return the figures of the last 24 hours."""
-        recent = [s for s in self._scores if s.hour_ms > self._now_ms() - DAY_MS]
-        return AuditVitals(
-            equal=sum(score.equal for score in recent),
-            straddle=sum(score.straddle for score in recent),
-            unexplained=sum(score.unexplained for score in recent),
+        return RepairVitals(
+            owed,
+            self.repaired_minutes,
+            self.requests,
+            self.failures,
+            self.refused_rows,
+            self.absent_minutes,
         )
-
-
-def stored_minutes(path: Path, symbol: str, first_ms: int, last_ms: int) -> dict[int, Bar]:
-    """Return the stored 1m bars of a symbol by open time, as exact numbers again."""
-    connection = open_reader(path)
-    try:
-        rows = select_bars(connection, symbol, MINUTE.name, first_ms, last_ms)
-    finally:
-        connection.close()
-    return {open_ms: bar_of(row, open_ms + MINUTE_MS) for open_ms, row in rows.items()}
-
-
-def suspect_bars(path: Path, bars_max: int) -> dict[tuple[str, str], list[tuple[int, int]]]:
-    """Return open time and end of stored suspect bars by symbol and interval, oldest first.
-
-    Tickers that another contract has taken over are left out: the exchange does not serve the bars
-    of the old one any more.
-    """
-    connection = open_reader(path)
-    try:
-        rows = select_suspects(connection, bars_max)
-    finally:
-        connection.close()
-    found: dict[tuple[str, str], list[tuple[int, int]]] = {}
-    for symbol, interval, open_ms, end_ms in rows:
-        found.setdefault((symbol, interval), []).append((open_ms, end_ms))
-    return found
-
-
-def _difference(ours: Bar, official: Bar) -> str:
-    """Say in words where two bars differ."""
-    names = ("open", "high", "low", "close", "volume", "quote", "count", "taker", "taker quote")
-    parts = [
-        f"{name} {own} official {true}"
-        for name, own, true in zip(names, ours.values(), official.values(), strict=True)
-        if own != true
-    ]
-    return f"{_clock(official.open_ms)} " + ", ".join(parts)

@@ -17,7 +17,10 @@ PURE = {
 
 CORE = {"core"}
 EDGE = {"core", "settings", "vitals", "cmd", "backlog", "exchange", "store"}
-TASKS = ("worker", "tick", "feed", "discovery", "repair", "writer", "silence", "dashboard")
+TASKS = (
+    *("worker", "tick", "feed", "discovery", "repair", "sweep", "auditor", "silence", "writer"),
+    "dashboard",
+)
 
 MAY_IMPORT: dict[str, set[str]] = {
     "core": CORE,

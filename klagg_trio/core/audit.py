@@ -99,6 +99,11 @@ def judge(
     A chain of differences that is still open at the end is unexplained; ask again once the next
     minute is there.
     """
+    with decimal.localcontext(EXACT):
+        return _judged(stored, official, after_replaced)
+
+
+def _judged(stored: Sequence[Bar], official: Sequence[Bar], after_replaced: bool) -> list[Verdict]:
     verdicts: list[Verdict] = []
     carry = Carry()
     chain = 0

@@ -22,6 +22,14 @@ class RemoteError(KlaggError):
     exit_code = 69
 
 
+class RefusedError(RemoteError):
+    """The exchange refused this one request, for a reason that it gives a number."""
+
+    def __init__(self, message: str, code: int | None) -> None:
+        super().__init__(message)
+        self.code = code
+
+
 class BannedError(RemoteError):
     """The exchange has banned this address until `until_ms`: exchange time in ms, where known."""
 

@@ -96,6 +96,19 @@ def select(names: tuple[str, ...]) -> tuple[Interval, ...]:
     return tuple(interval for name, interval in INTERVALS.items() if name in names)
 
 
+def utc_text(at_ms: int) -> str:
+    """Return a moment to the minute, for people: 2025-01-01 12:03."""
+    year, month = _month_of(at_ms)
+    day = (at_ms - _month_open(year, month)) // DAY_MS + 1
+    minutes = at_ms // MINUTE_MS
+    return f"{year}-{month:02}-{day:02} {minutes // 60 % 24:02}:{minutes % 60:02}"
+
+
+def count_text(count: int, name: str) -> str:
+    """Return how many there are of something, for people: 1 minute, 2 minutes."""
+    return f"{count:,} {name}{'' if count == 1 else 's'}"
+
+
 def _month_of(at_ms: int) -> tuple[int, int]:
     """Return (year, month) of a moment.
 

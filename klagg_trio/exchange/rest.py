@@ -34,7 +34,7 @@ import stamina
 import stamina.instrumentation
 import trio
 
-from klagg_trio.core.errors import BannedError, RemoteError
+from klagg_trio.core.errors import BannedError, RefusedError, RemoteError
 from klagg_trio.core.intervals import INTERVALS
 from klagg_trio.core.plain import plain, plain_body
 from klagg_trio.exchange import wire
@@ -474,7 +474,10 @@ class HttpxRest:
                 "followed; correct rest_url"
             )
         advice = "" if error else "; check rest_url: the exchange gives its reasons otherwise"
-        raise RemoteError(f"{where}: the exchange refused the request ({status}): {text}{advice}")
+        raise RefusedError(
+            f"{where}: the exchange refused the request ({status}): {text}{advice}",
+            error[0] if error else None,
+        )
 
     def _ban(self, answer: _Answer, text: str, retry_after_s: int | None) -> BannedError:
         """Tell the gate how long the ban lasts, and make the error."""

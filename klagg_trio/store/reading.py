@@ -205,6 +205,13 @@ def bar_of(row: Row, end_ms: int) -> Bar:
     return bar
 
 
+def as_stored(bar: Bar) -> Bar:
+    """Return an official bar with the values that it reads back with once it is stored."""
+    row: list[float] = [float(value) for value in bar.values()]
+    row[6] = bar.count
+    return bar_of((bar.open_ms, *row, Source.OFFICIAL.label), bar.end_ms)
+
+
 def _exact(value: float) -> Decimal | int:
     return value if isinstance(value, int) else Decimal(repr(value))
 

@@ -159,7 +159,8 @@ async def test_reads_that_fail_for_a_while_end_nothing(autojump_clock, tmp_path,
             raise StoreError("it cannot be used (unable to open database file)")
         return open_reader(path)
 
-    monkeypatch.setattr("klagg_trio.repair.open_reader", open_sometimes)
+    monkeypatch.setattr("klagg_trio.sweep.open_reader", open_sometimes)
+    monkeypatch.setattr("klagg_trio.auditor.open_reader", open_sometimes)
     async with stage(tmp_path) as (it, nursery):
         app = await it.start(nursery, audit_every_s=60)
         await it.minutes(2)

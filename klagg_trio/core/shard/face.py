@@ -192,6 +192,14 @@ class Shard:
         held = (bar for bar in (*state.held, state.minute) if bar.open_ms == open_ms)
         return next((bar.count for bar in held), None)
 
+    def kept_minute(self, symbol: str, open_ms: int) -> Bar | None:
+        """Return what is here of a sealed minute: its own trades; None where nothing is."""
+        state = self._state.settled(symbol)
+        if state is None:
+            return None
+        held = next((bar for bar in state.held if bar.open_ms == open_ms), None)
+        return held or state.partials.get(open_ms)
+
     @property
     def trades(self) -> TradeCounts:
         """Where every trade ended."""
