@@ -46,6 +46,7 @@ from klagg_trio.settings import Settings
 from klagg_trio.silence import SilenceWatch
 from klagg_trio.store.contracts import stored_contract
 from klagg_trio.store.database import Database
+from klagg_trio.store.reading import reading, select_absences
 from klagg_trio.store.thread import RunInThread
 from klagg_trio.sweep import Sweep
 from klagg_trio.tick import (
@@ -245,6 +246,8 @@ class App:
         )
 
     def _make_repair(self) -> Repair:
+        with reading(self.database_path) as connection:
+            absences = select_absences(connection)
         return Repair(
             self.shards,
             self.inboxes,
@@ -252,9 +255,12 @@ class App:
             rest=self.edge.rest,
             now_ms=self.clock.now_ms,
             note=self.note,
+            absences=absences,
         )
 
     def _make_sweep(self) -> Sweep:
+        with reading(self.database_path) as connection:
+            absences = select_absences(connection)
         return Sweep(
             self.shards,
             self.to_writer,
@@ -263,6 +269,7 @@ class App:
             run_in_thread=self.edge.run_in_thread,
             now_ms=self.clock.now_ms,
             note=self.note,
+            absences=absences,
         )
 
     def _make_auditor(self) -> Auditor:
