@@ -253,8 +253,8 @@ def _read_file(path: Path) -> _Raw:
     import tomllib
 
     try:
-        with path.open("rb") as file:
-            content = tomllib.load(file)
+        # An editor may have put a byte order mark before the text.
+        content = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
     except FileNotFoundError:
         return {}
     except OSError as error:

@@ -210,7 +210,8 @@ class Writer:
         now_s = trio.current_time()
         told_s, told = self._told
         if told != self.trouble or now_s - told_s > TELL_AGAIN_S:
-            log.warning("%s", error)
+            waiting = "; klagg waits for it" if isinstance(error, BusyError) else ""
+            log.warning("%s%s", error, waiting)
             self._told = (now_s, self.trouble)
 
     # -- Reading -------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import os
+import random
 import shutil
 import signal
 import socket
@@ -612,6 +613,29 @@ def test_a_database_of_something_else_is_65(command, content, place, capsys):
     else:
         path.write_bytes(content)
     assert cli.execute([command, "--data-dir", str(data_dir), *READERS[command]]) == 65
+
+
+@pytest.mark.real
+@pytest.mark.slow
+@pytest.mark.usefixtures("_no_second_try")
+def test_whatever_bits_are_flipped_no_command_fails_with_a_traceback(stored, capsys):
+    """Any bits anywhere in the file: found bars, findings, damage, or a clear error."""
+    path = stored / "klagg.db"
+    whole = path.read_bytes()
+    for seed in range(60):
+        rng = random.Random(seed)
+        damaged = bytearray(whole)
+        for _ in range(rng.choice((1, 3, 20, 200))):
+            damaged[rng.randrange(len(damaged))] ^= 1 << rng.randrange(8)
+        path.write_bytes(damaged[: rng.randrange(len(damaged))] if seed % 7 == 0 else damaged)
+        for name in ("klagg.db-wal", "klagg.db-shm"):
+            (stored / name).unlink(missing_ok=True)
+        for command in ("status", "export", "verify", "audit"):
+            arguments = [command, "--data-dir", str(stored), *READERS[command]]
+            since = ["--since", "1h"] if command == "export" else []
+            code = cli.execute([*arguments, *since])
+            assert code in (0, 3, 65, 69, 74, 78), (seed, command, code)
+    capsys.readouterr()
 
 
 def test_any_flipped_bit_is_no_traceback(stored, capsys):

@@ -28,6 +28,7 @@ from klagg_trio.commands.start import (
     wait_signal,
 )
 from klagg_trio.core.errors import ConfigurationError, RemoteError
+from klagg_trio.core.plain import plain
 from klagg_trio.exchange.weight import WeightGate
 from klagg_trio.settings import Settings
 from klagg_trio.store.database import Database
@@ -125,14 +126,13 @@ def _tell(report: AuditReport) -> None:
             f"{name} {ours:.15g} official {theirs:.15g}"
             for name, (ours, theirs) in difference.fields.items()
         )
-        click.echo(
-            f"{difference.verdict}: {difference.symbol} {difference.interval} "
-            f"{difference.open_ms} ({difference.source}): {fields or 'same values'}"
-        )
+        where = f"{difference.symbol} {difference.interval} {difference.open_ms}"
+        line = f"{difference.verdict}: {where} ({difference.source}): {fields or 'same values'}"
+        click.echo(plain(line, 1_000))
     if len(report.differences) > TOLD_MAX:
         click.echo(f"and {len(report.differences) - TOLD_MAX} more: see --json")
     for series, reason in report.failed.items():
-        click.echo(f"klagg: {series} not audited: {reason}", err=True)
+        click.echo(f"klagg: {plain(f'{series} not audited: {reason}', 500)}", err=True)
     share = 100 * report.equal / report.compared if report.compared else 100.0
     click.echo(
         f"{report.compared:,} bars compared: {report.equal:,} equal ({share:.3f} %), "

@@ -27,6 +27,7 @@ from klagg_trio.commands.start import (
     settle_symbols,
     wait_signal,
 )
+from klagg_trio.core.plain import plain
 from klagg_trio.exchange.weight import WeightGate
 from klagg_trio.settings import Settings
 from klagg_trio.store.database import Database
@@ -90,7 +91,7 @@ def _tell(report: BackfillReport, as_json: bool, then: str) -> None:
             f"klagg: {symbol} waits: {reason}; klagg run takes it up when it trades", err=True
         )
     for symbol, reason in report.failed:
-        click.echo(f"klagg: {symbol} left out: {reason}", err=True)
+        click.echo(f"klagg: {plain(f'{symbol} left out: {reason}', 500)}", err=True)
     if as_json:
         fields = dataclasses.asdict(report) | {
             "symbols": len(report.symbols),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -20,6 +21,8 @@ def run_command(file: str, *, symbol: str | None, intervals: str, out: str | Non
         select(names)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--intervals") from error
+    if symbol is not None and not re.fullmatch(r"[^\W_]{1,40}(@[0-9T]{8,13})?", symbol):
+        raise click.BadParameter("letters and digits are expected", param_hint="--symbol")
     if out is None:
         _tell(run_replay(Path(file), symbol=symbol, intervals=names, out=sys.stdout))
         return 0

@@ -161,6 +161,8 @@ def since_last_tick_ms(connection: sqlite3.Connection, text: str) -> int:
     row = connection.execute("SELECT value FROM meta WHERE key = 'last_tick'").fetchone()
     if row is None:
         row = connection.execute("SELECT max(close_time) + 1 FROM klines").fetchone()
+    if not re.fullmatch("[0-9]{1,18}", str(row[0] or 0)):
+        raise DamagedDataError("the database does not say up to when its bars reach; see: verify")
     return max(0, int(row[0] or 0) - value_ms)
 
 
@@ -220,7 +222,7 @@ def open_database(data_dir: Path) -> Database:
             if time.monotonic() - began_s > BUSY_S_MAX:
                 raise
             if not told:
-                click.echo(f"klagg: {plain(str(error))}", err=True)
+                click.echo(f"klagg: {plain(str(error))}; klagg waits for it", err=True)
             told = True
 
 
@@ -240,7 +242,7 @@ def patient(run: RunInThread) -> RunInThread:
                 if time.monotonic() > until_s:
                     raise
                 if not told:
-                    click.echo(f"klagg: {plain(str(error))}", err=True)
+                    click.echo(f"klagg: {plain(str(error))}; klagg waits for it", err=True)
                 told = True
                 await trio.sleep(1.0)
 

@@ -9,6 +9,7 @@ import click
 
 from klagg_trio.commands import EXIT_FINDINGS
 from klagg_trio.commands.start import DATABASE_NAME, load_here
+from klagg_trio.core.plain import plain
 from klagg_trio.store.verify import tally, verify
 
 
@@ -20,10 +21,8 @@ def run_command(flags: Mapping[str, str | None], *, as_json: bool) -> int:
         click.echo(json.dumps([finding._asdict() for finding in findings], ensure_ascii=False))
     else:
         for finding in findings:
-            click.echo(
-                f"{finding.kind}: {finding.symbol} {finding.interval} {finding.open_ms}: "
-                f"{finding.text}"
-            )
+            where = f"{finding.symbol} {finding.interval} {finding.open_ms}"
+            click.echo(plain(f"{finding.kind}: {where}: {finding.text}", 500))
         sources = ", ".join(
             f"{each.bars:,} {each.source} ({each.revised:,} revised)" for each in tally(path)
         )

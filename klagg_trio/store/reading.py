@@ -17,6 +17,9 @@ from klagg_trio.store.schema import VALUE_COLUMNS
 
 BUSY_TIMEOUT_MS: Final = 5_000
 
+LATER: Final = "; try again when it has let go"
+"""What who only reads can do about another program's hold."""
+
 FLOAT_DIGITS: Final = 15
 """Every decimal of up to 15 digits survives the way through a float64 (DBL_DIG of C)."""
 
@@ -29,24 +32,24 @@ class _Cursor(sqlite3.Cursor):
     connection: _Reader
 
     def execute(self, sql: str, parameters: Any = ()) -> _Cursor:  # noqa: ANN401
-        with mapped(self.connection.path):
+        with mapped(self.connection.path, LATER):
             super().execute(sql, parameters)
             return self
 
     def fetchone(self) -> Any:  # noqa: ANN401
-        with mapped(self.connection.path):
+        with mapped(self.connection.path, LATER):
             return super().fetchone()
 
     def fetchmany(self, size: int | None = 1) -> list[Any]:
-        with mapped(self.connection.path):
+        with mapped(self.connection.path, LATER):
             return super().fetchmany(size)
 
     def fetchall(self) -> list[Any]:
-        with mapped(self.connection.path):
+        with mapped(self.connection.path, LATER):
             return super().fetchall()
 
     def __next__(self) -> Any:  # noqa: ANN401
-        with mapped(self.connection.path):
+        with mapped(self.connection.path, LATER):
             return super().__next__()
 
 
@@ -70,7 +73,7 @@ def open_reader(path: Path) -> sqlite3.Connection:
     """
     if not path.exists():
         raise DamagedDataError(f"{path} is missing; run: klagg backfill --data-dir {path.parent}")
-    with mapped(path):
+    with mapped(path, LATER):
         uri = f"{path.absolute().as_uri()}?mode=ro"
         connection = sqlite3.connect(uri, uri=True, factory=_Reader)
         connection.path = path
@@ -95,19 +98,24 @@ def reading(path: Path) -> Iterator[sqlite3.Connection]:
 
 
 @contextmanager
-def mapped(path: Path) -> Iterator[None]:
-    """Turn SQLite's errors into ours, with the file and what to do."""
+def mapped(path: Path, advice: str = "") -> Iterator[None]:
+    """Turn SQLite's errors into ours, with the file and what to do.
+
+    `advice` is what to do where another program holds the file.
+    """
     try:
         yield
-    except sqlite3.DatabaseError as error:
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
         if isinstance(error, sqlite3.IntegrityError | sqlite3.ProgrammingError):
             raise  # ours: a bar that cannot be, or a wrong statement
-        raise _meaning(path, error) from error
+        raise _meaning(path, error, advice) from error
 
 
-def _meaning(path: Path, error: sqlite3.DatabaseError) -> StoreError | DamagedDataError:
+def _meaning(path: Path, error: Exception, advice: str) -> StoreError | DamagedDataError:
     code, words = getattr(error, "sqlite_errorname", ""), plain(str(error))
-    if code.startswith(("SQLITE_NOTADB", "SQLITE_CORRUPT")) or "decode to UTF-8" in words:
+    # A damaged name of a column shows up in the text of SQLite's own error.
+    is_no_text = isinstance(error, UnicodeDecodeError) or "decode to UTF-8" in words
+    if code.startswith(("SQLITE_NOTADB", "SQLITE_CORRUPT")) or is_no_text:
         return DamagedDataError(
             f"{path} is damaged or not a database ({words}); it is left as it is: move it away "
             f"or restore a copy, then run: klagg backfill --data-dir {path.parent}"
@@ -121,7 +129,7 @@ def _meaning(path: Path, error: sqlite3.DatabaseError) -> StoreError | DamagedDa
             f"{path} is of another version of klagg ({words}); let klagg run or backfill open it"
         )
     if code.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
-        return BusyError(f"another program holds {path} for writing; klagg waits for it")
+        return BusyError(f"another program holds {path} for writing" + advice)
     advice = "make room" if code == "SQLITE_FULL" else "check the disk and its permissions"
     return StoreError(f"{path} cannot be used ({words}); {advice}, then start again")
 

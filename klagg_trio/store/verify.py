@@ -37,8 +37,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from klagg_trio.core.errors import DamagedDataError, StoreError
+from klagg_trio.core.errors import BusyError, DamagedDataError, StoreError
 from klagg_trio.core.intervals import DAY_MS, INTERVALS, MINUTE, MINUTE_MS, Interval
+from klagg_trio.store.reading import LATER
 
 FINDINGS_MAX: Final = 1_000
 """Findings told one by one. Who has more needs no longer list."""
@@ -571,8 +572,12 @@ def _opened(path: Path) -> sqlite3.Connection:
 def _mapped(path: Path) -> Iterator[None]:
     try:
         yield
+    except UnicodeDecodeError as error:  # a damaged name of a column, in SQLite's own error
+        raise _damaged(path, "it holds text that is none") from error
     except sqlite3.Error as error:
         code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            raise BusyError(f"another program holds {path} for writing{LATER}") from error
         if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR):
             raise _damaged(path, str(error)) from error
         raise StoreError(f"cannot read the database {path}: {error}; mend that first") from error
