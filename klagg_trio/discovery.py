@@ -149,6 +149,11 @@ class Discovery:
         self._learn_s = 0.0
         self._hinted = False
 
+    @property
+    def kept(self) -> frozenset[str]:
+        """The symbols that the feeds have been told to carry."""
+        return frozenset(self._kept)
+
     def _living(self) -> set[str]:
         return {symbol for shard in self._shards for symbol in shard.symbols()}
 

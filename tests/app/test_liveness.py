@@ -52,11 +52,11 @@ async def test_connection_without_data_is_replaced(autojump_clock, tmp_path, kin
         # REST goes down, so that the repair does not hide what the tick said.
         sent.rates = replace(sent.rates, failed=1.0)
         await until(lambda: it.committed_ms >= minute_ms + 2 * MINUTE_MS)
-        for symbol in app.discovery.known:
+        for symbol in app.discovery.kept:
             found = sources(it, symbol, minute_ms, minute_ms + MINUTE_MS)
             assert found == dict.fromkeys(found, "suspect"), symbol
         sent.rates = replace(sent.rates, failed=0.0)
-        await until(lambda: len(app.feeds.coverage) == len(app.discovery.known))
+        await until(lambda: len(app.feeds.coverage) == len(app.discovery.kept))
         await it.minutes(2)
         await it.repaired()
         assert it.differing(minute_ms + 2 * MINUTE_MS) == []
@@ -91,7 +91,7 @@ async def test_silent_stream_of_one_symbol_is_noticed(autojump_clock, tmp_path):
         (peer,) = it.feed_peers()
         it.exchange.faults.inflict("mute", [peer])
         muted = f"{it.exchange.symbols_now()[0].lower()}@aggTrade"
-        it.exchange.faults._conditions[peer].muted = muted
+        it.exchange.faults._connections._conditions[peer].muted = muted
         began_s = trio.current_time()
         with trio.fail_after(120):
             await until(lambda: app.silence.lost)
@@ -137,7 +137,7 @@ async def test_a_connection_that_does_not_come_up_says_why(autojump_clock, tmp_p
         await it.minutes(1)
         assert app.read().connections[0].trouble == ""
         broken[0] = "certificate \x1b[31mhas expired"
-        app.feeds.drop("for the test")
+        app.feeds.feeds[0].drop("for the test")
         await trio.sleep(3)
         vitals = app.read()
         assert vitals.health == "degraded"
