@@ -58,6 +58,9 @@ from klagg_trio.store.thread import RunInThread
 
 SNAPSHOT_NAME: Final = "initial_state.cbor"
 
+CHOSEN_MAX: Final = 2_000
+"""Contracts kept at a time, as in a run: three times what the exchange has."""
+
 PAGE_BARS: Final = 499
 """Rows for weight 2, the most a weight unit gives (binance.md 4.3: 499 for 2, 99 for 1)."""
 
@@ -394,6 +397,11 @@ def choose(
             waiting[symbol] = f"it is {contract.status}"
     if not chosen and not universe.symbols:
         raise RemoteError(f"the exchange lists no {universe.kinds} in trading; try again later")
+    if len(chosen) > CHOSEN_MAX:
+        raise RemoteError(
+            f"the exchange lists {len(chosen):,} {universe.kinds} in trading, more than the "
+            f"{CHOSEN_MAX:,} that can be kept; name some: --symbols"
+        )
     return chosen, waiting
 
 

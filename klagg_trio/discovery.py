@@ -78,6 +78,9 @@ STRANGERS_MAX: Final = 5_000
 """Symbols remembered that are not kept, with their prices: six times what the exchange has. Beyond,
 the oldest are forgotten; that costs another look at exchangeInfo should they come again."""
 
+KEPT_MAX: Final = 2_000
+"""Contracts kept at a time: three times what the exchange has. More are told of and left alone."""
+
 STREAMS: Final = ("!miniTicker@arr", "!contractInfo")
 
 T = TypeVar("T")
@@ -108,7 +111,7 @@ class Discovery:
         not. `bounded_event_ms` cuts an event time to it.
         """
         self.added: list[str] = []
-        """Symbols taken up since the start, oldest first."""
+        """Symbols taken up since the start, oldest first: the last KEPT_MAX of them."""
         self.removed: list[str] = []
         self.traded_ms: dict[str, int] = {}
         """When each kept symbol traded last by its ticker, exchange time; not told of before a
@@ -254,12 +257,14 @@ class Discovery:
         for symbol in sorted(self._kept - living):
             self._kept.discard(symbol)
             self.removed.append(symbol)
+            del self.removed[:-KEPT_MAX]
             self.traded_ms.pop(symbol, None)
             self._tickers.pop(symbol, None)
             await self._subscriptions.send(cmd.Unsubscribe(symbol))
         for symbol in sorted(living - self._kept):
             self._kept.add(symbol)
             self.added.append(symbol)
+            del self.added[:-KEPT_MAX]
             await self._subscriptions.send(cmd.Subscribe(symbol))
 
     # -- Answers -------------------------------------------------------------------------------
@@ -284,9 +289,17 @@ class Discovery:
         news = 0
         for symbol in sorted(self._kept):
             news += await self._sight(symbol, info, at_ms)
-        for contract in info.contracts.values():
-            if contract.symbol not in self._kept and self._universe.wants(contract):
-                news += await self._take_up(contract, at_ms)
+        fresh = [
+            contract
+            for contract in info.contracts.values()
+            if contract.symbol not in self._kept and self._universe.wants(contract)
+        ]
+        room = max(0, KEPT_MAX - len(self._kept))
+        if len(fresh) > room:
+            text = f"{len(fresh) - room:,} contracts are too many: at most {KEPT_MAX:,} are kept"
+            self._note(Event(at_ms, "discovery", "", text))
+        for contract in fresh[:room]:
+            news += await self._take_up(contract, at_ms)
         await self._look_for_names(info, at_ms)
         if news:
             self._refresh_s = now_s + DOUBT_REFRESH_S

@@ -30,6 +30,9 @@ from klagg_trio.store.database import NEVER_MS, Database
 START = 1_719_792_000_000
 """2024-07-01 00:00 UTC, where a bar of every interval opens."""
 
+PRICE, VOLUME = Decimal("9" * 40), Decimal("0." + "9" * 38)
+QUOTE = decimal.Context(prec=100).multiply(PRICE, VOLUME)
+
 POOR = decimal.Context(prec=3, traps=[])
 
 NUMBERS = st.one_of(
@@ -51,7 +54,8 @@ TIMES = st.one_of(
 STEPS = st.sampled_from((1, 1, 1, 1, 2, 0, -1, 100, 20_000_000, 2**61))
 
 TRADE = st.tuples(NUMBERS, NUMBERS, STEPS, FILLS, TIMES, st.booleans())
-EVENT = st.one_of(st.lists(TRADE, min_size=1, max_size=6), st.integers(1, 3))
+OTHERS = st.sampled_from(("lost", "live", "official", "refused"))
+EVENT = st.one_of(st.lists(TRADE, min_size=1, max_size=6), st.integers(1, 3), OTHERS)
 
 
 def frame(symbol: str, trade) -> bytes:
@@ -79,6 +83,22 @@ def seeded(symbol: str) -> Shard:
     return shard
 
 
+def other(shard: Shard, symbol: str, event: str, minute_ms: int):
+    """Let something else happen to a symbol; return its facts."""
+    match event:
+        case "lost":
+            return shard.feed_lost([symbol], minute_ms - 30_000)
+        case "refused":
+            return shard.refuse_trades([(symbol, None), (symbol, minute_ms), ("ELSE", 1)])
+        case "official":
+            values = [PRICE] * 4 + [VOLUME, QUOTE, 10**12, VOLUME, Decimal(1)]
+            minute = Bar(minute_ms - MINUTE_MS, minute_ms, *values)
+            return shard.replace_minutes(symbol, [minute])
+        case _:
+            shard.feed_live([symbol], minute_ms)
+            return None
+
+
 @pytest.fixture(scope="module")
 def database(tmp_path_factory):
     """One for all examples: each has a symbol of its own."""
@@ -99,6 +119,7 @@ def test_no_admitted_trade_raises_and_every_bar_is_stored(database, events, colu
     shard = seeded(symbol)
     trade_id, minute_ms = 0, START
     admitted: list = []
+    happened: set[str] = set()
     with pytest.MonkeyPatch.context() as patch, decimal.localcontext(POOR):
         if columns:
             for name in ("BURST_MIN", "BURST_LEFT"):
@@ -110,6 +131,9 @@ def test_no_admitted_trade_raises_and_every_bar_is_stored(database, events, colu
             if isinstance(event, int):
                 minute_ms += event * MINUTE_MS
                 facts.append(shard.tick(minute_ms))
+            elif isinstance(event, str):
+                happened.add(event)
+                facts.append(other(shard, symbol, event, minute_ms))
             else:
                 frames = []
                 for price, quantity, step, *others in event:
@@ -132,7 +156,7 @@ def test_no_admitted_trade_raises_and_every_bar_is_stored(database, events, colu
         bars = [RunningBar(symbol, name, bar, bar.open_ms) for name, bar in opened.items()]
         database.commit(minute_ms, [], bars)
     assert shard.trades.total == len(admitted)
-    if shard.trades.in_bars + shard.trades.late == len(admitted) and not shard.trades.late:
+    if shard.trades.in_bars == len(admitted) and "official" not in happened:
         check_exact(shard, opened, admitted)
 
 

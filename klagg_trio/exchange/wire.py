@@ -501,7 +501,7 @@ def decode_exchange_info(body: bytes) -> ExchangeInfo:
     """Return the contracts of exchangeInfo.
 
     A row that is no good costs no other: it is left out, and its symbol is told of where it can be
-    read. A symbol that is named twice keeps its last row.
+    read. A symbol that is named twice keeps its last row. An answer of far too many rows is none.
     """
     contracts: dict[str, Contract] = {}
     unreadable: set[str] = set()
@@ -512,7 +512,8 @@ def decode_exchange_info(body: bytes) -> ExchangeInfo:
             contract = _decoded(_contract_decoder, raw, "contract")
             _check_symbol(contract.symbol)
         except RemoteError as error:
-            refused.append(str(error))
+            if len(refused) < REASONS_MAX:
+                refused.append(str(error))
             name = _name_of(raw)
             if name is None:
                 nameless += 1
@@ -520,8 +521,10 @@ def decode_exchange_info(body: bytes) -> ExchangeInfo:
                 unreadable.add(name)
         else:
             contracts[contract.symbol] = contract
+        if len(contracts) + len(unreadable) + nameless > CONTRACTS_MAX:
+            raise RemoteError(f"exchangeInfo lists more than {CONTRACTS_MAX:,} contracts")
     unreadable.difference_update(contracts)
-    return ExchangeInfo(contracts, frozenset(unreadable), nameless, tuple(refused[:REASONS_MAX]))
+    return ExchangeInfo(contracts, frozenset(unreadable), nameless, tuple(refused))
 
 
 def _name_of(row: msgspec.Raw) -> str | None:
