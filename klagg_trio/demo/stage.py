@@ -20,6 +20,7 @@ import trio
 import trio.testing
 
 from klagg_trio.backfill import run_backfill
+from klagg_trio.core.errors import RemoteError
 from klagg_trio.core.intervals import DAY_MS, DEFAULT_INTERVALS, INTERVALS, MINUTE_MS
 from klagg_trio.demo.announced import Announced
 from klagg_trio.demo.judge import DemoSummary, Promise, Record, check_bars, owed_bars
@@ -54,6 +55,10 @@ SIM_STEP_MS: Final = 250
 
 DRAIN_MINUTES_MAX: Final = 60
 """Simulated minutes after the end in which all has to be repaired and audited."""
+
+REACH_TRIES: Final = 60
+REACH_PAUSE_S: Final = 10.0
+"""Before a start: longer than any ban that the faults draw."""
 
 ROTATE_SHARE: Final = 0.6
 """Connections are rotated at this share of the life that the faults leave them."""
@@ -234,6 +239,8 @@ class _Run:
 
     async def _live(self) -> str:
         """Run the app once. Returns what ended it; nothing where it came to the end."""
+        self._exchange.faults.rates = NONE
+        await self._reach()
         start = read_snapshot(self._settings.data_dir / SNAPSHOT)
         began_ms = self._exchange.now_ms()
         self.record.starts.append(start.cut_ms)
@@ -268,6 +275,16 @@ class _Run:
         finally:
             database.close()
         return ending
+
+    async def _reach(self) -> None:
+        """Wait until the exchange answers: a start while it does not is an error, not a fault."""
+        for _ in range(REACH_TRIES):
+            try:
+                await self._edge.probe.server_time_ms()
+            except RemoteError:
+                await trio.sleep(REACH_PAUSE_S)
+            else:
+                return
 
     async def _suffer(self, app: App) -> str:
         """Let the minutes pass. Returns early with what ends this life of the app, if that came."""

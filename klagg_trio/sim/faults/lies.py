@@ -34,7 +34,7 @@ class Lies:
         touched: Touched,
     ) -> None:
         self.about_contracts = ContractLies(seed, touched, lambda: rates().for_good)
-        self.about_rows = RowLies(seed, lambda: rates().unfinished)
+        self.about_rows = RowLies(seed, lambda: rates().unfinished, count)
         self._rates = rates
         self._count = count
         self._touched = touched

@@ -28,8 +28,11 @@ _OPEN_MS, _OPEN, _HIGH, _LOW, _CLOSE, _VOLUME, _CLOSE_MS, _QUOTE, _COUNT, _TAKER
 class RowLies:
     """Lies in klines, each brought about by its name."""
 
-    def __init__(self, seed: int, unfinished: Callable[[], float]) -> None:
+    def __init__(
+        self, seed: int, unfinished: Callable[[], float], count: Callable[[str], None]
+    ) -> None:
         self._seed = seed
+        self._count = count
         self._unfinished = unfinished
         self._wrong: dict[tuple[int, str, int], tuple[int, int]] = {}
         """By instrument, interval and open time: in which way it is wrong, and until when."""
@@ -79,6 +82,7 @@ class RowLies:
         trades = tape.raw_trades(span[0])
         until_ms = span[0] + rng.randrange(MINUTE_MS)
         seen = trades[: bisect_right(trades, until_ms, key=lambda trade: trade.time_ms)]
+        self._count("unfinished")
         return row_text(part_of(seen, tape.close_before(span[0])), span, tape.instrument.decimals)
 
     def heal(self) -> None:
@@ -144,6 +148,7 @@ class RowLies:
         for told in market.instruments:
             if not told.is_usdt_perpetual or rng.random() >= share:
                 continue
+            self._count("past_wrong")
             first_ms = (market.now_ms // MINUTE_MS - rng.randrange(5, 180)) * MINUTE_MS
             if rng.random() < 0.5:
                 self.leave_out(told, first_ms, first_ms + _minutes(rng, 0, 90))
