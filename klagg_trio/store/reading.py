@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -65,6 +66,23 @@ class _Reader(sqlite3.Connection):
         return self.cursor().execute(sql, parameters)
 
 
+def reader_uri(path: Path) -> str:
+    """Return how to name a database to SQLite in order to read it only.
+
+    On a medium that cannot be written SQLite finds no place for what readers share; there nobody
+    writes either, so that it needs none.
+    """
+    uri = f"{path.absolute().as_uri()}?mode=ro"
+    log = path.with_name(path.name + "-wal")
+    try:
+        is_fixed = os.statvfs(path).f_flag & os.ST_RDONLY and not (
+            log.exists() and log.stat().st_size
+        )
+    except OSError:
+        return uri
+    return f"{uri}&immutable=1" if is_fixed else uri
+
+
 def open_reader(path: Path) -> sqlite3.Connection:
     """Return a read-only connection to a database that may be in use.
 
@@ -74,8 +92,7 @@ def open_reader(path: Path) -> sqlite3.Connection:
     if not path.exists():
         raise DamagedDataError(f"{path} is missing; run: klagg backfill --data-dir {path.parent}")
     with mapped(path, LATER):
-        uri = f"{path.absolute().as_uri()}?mode=ro"
-        connection = sqlite3.connect(uri, uri=True, factory=_Reader)
+        connection = sqlite3.connect(reader_uri(path), uri=True, factory=_Reader)
         connection.path = path
         try:
             connection.execute("PRAGMA query_only = ON")

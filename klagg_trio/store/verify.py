@@ -39,7 +39,7 @@ from typing import Any, Final, NamedTuple
 
 from klagg_trio.core.errors import BusyError, DamagedDataError, StoreError
 from klagg_trio.core.intervals import DAY_MS, INTERVALS, MINUTE, MINUTE_MS, Interval
-from klagg_trio.store.reading import LATER
+from klagg_trio.store.reading import LATER, reader_uri
 
 FINDINGS_MAX: Final = 1_000
 """Findings told one by one. Who has more needs no longer list."""
@@ -559,8 +559,7 @@ def _differences(stored: Row, merged: Row) -> list[str]:
 
 
 def _opened(path: Path) -> sqlite3.Connection:
-    uri = f"{path.absolute().as_uri()}?mode=ro"
-    connection = sqlite3.connect(uri, uri=True, isolation_level=None)
+    connection = sqlite3.connect(reader_uri(path), uri=True, isolation_level=None)
     connection.execute("PRAGMA query_only = ON")
     month = INTERVALS["1M"]
     connection.create_function("month_floor", 1, month.floor, deterministic=True)
