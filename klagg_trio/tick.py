@@ -294,7 +294,8 @@ class MinuteClock:
                 await self._watch()
             behind_ms = self.behind_ms
             if behind_ms > BEHIND_TOLD_MS:
-                self._tell("catching up", f"{span_text(behind_ms)} behind")
+                text = f"{span_text(behind_ms)} behind"
+                self._tell(Event(self.clock.now_ms(), "catching up", "", text))
             while self.minute_ms < (last_ms := self._last_ms()):
                 await self._keep_pace()
                 self.minute_ms = min(self.minute_ms + SLICE_MINUTES * MINUTE_MS, last_ms)
@@ -311,7 +312,8 @@ class MinuteClock:
                             await inbox.send(message)
                 await trio.lowlevel.checkpoint()
             if behind_ms > BEHIND_TOLD_MS:
-                self._tell("caught up", f"{span_text(behind_ms)} in whole minutes; now live")
+                text = f"{span_text(behind_ms)} in whole minutes; now live"
+                self._tell(Event(self.clock.now_ms(), "caught up", "", text))
 
     async def _keep_pace(self) -> None:
         """Wait until no more than `SLICES_AHEAD` slices are on their way to the disk."""
@@ -323,9 +325,9 @@ class MinuteClock:
                 return
             await trio.sleep(COMMIT_LOOK_S)
 
-    def _tell(self, kind: str, text: str) -> None:
+    def _tell(self, event: Event) -> None:
         if self._note is not None:
-            self._note(Event(self.clock.now_ms(), kind, "", text))
+            self._note(event)
 
     def statistics(self) -> ClockVitals:
         """Return the clock's part of the picture."""
