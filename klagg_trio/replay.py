@@ -235,7 +235,7 @@ class Recording:
         """Keep the bars that one message sealed or changed, and which minutes are suspect."""
         if facts is None:
             return
-        for fact in (*facts.sealed, *facts.restated):
+        for fact in (*facts.sealed_bars(), *facts.restated):
             bar = fact.bar
             self._bars[fact.interval][bar.open_ms] = bar
             if fact.interval == MINUTE.name:

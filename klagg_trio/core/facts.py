@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import NamedTuple
 
 import msgspec
 
-from klagg_trio.core.bar import Bar
+from klagg_trio.core.bar import Bar, Source, newborn
+from klagg_trio.core.intervals import INTERVALS
 
 
 class BarFact(msgspec.Struct, frozen=True, gc=False):
@@ -47,6 +49,35 @@ class MinuteSpan(NamedTuple):
     symbol: str
     first_ms: int
     last_ms: int
+
+
+class FlatSpan(NamedTuple):
+    """Consecutive bars of one interval of fixed length, all flat at one price.
+
+    What nobody watched for a week is a few of these, never ten thousand bars.
+    """
+
+    symbol: str
+    interval: str
+    first_ms: int
+    """Open time of the first."""
+    end_ms: int
+    """End of the last."""
+    price: Decimal
+    source: Source
+
+    @property
+    def size(self) -> int:
+        """How many bars there are."""
+        return (self.end_ms - self.first_ms) // INTERVALS[self.interval].length_ms
+
+    def bars(self) -> Iterator[Bar]:
+        """Return them one by one."""
+        length_ms = INTERVALS[self.interval].length_ms
+        for open_ms in range(self.first_ms, self.end_ms, length_ms):
+            bar = newborn(open_ms, open_ms + length_ms, self.price)
+            bar.source = self.source
+            yield bar
 
 
 class Event(NamedTuple):
@@ -96,6 +127,8 @@ class Facts:
 
     sealed: list[BarFact] = field(default_factory=list)
     """Bars that a tick closed. They never replace a stored bar that is better than suspect."""
+    flats: list[FlatSpan] = field(default_factory=list)
+    """The same for long stretches without a trade; no bar is in both."""
     restated: list[BarFact] = field(default_factory=list)
     """New contents, or a new source, of bars sealed before. They replace anything but an official
     bar. A bar may be told of twice; the last one holds."""
@@ -120,6 +153,13 @@ class Facts:
 
     def __bool__(self) -> bool:
         return any(getattr(self, name) for name in self.__slots__)
+
+    def sealed_bars(self) -> Iterator[BarFact]:
+        """Return every bar that was closed, those of long stretches too."""
+        yield from self.sealed
+        for span in self.flats:
+            for bar in span.bars():
+                yield BarFact(span.symbol, span.interval, bar)
 
 
 @dataclass(slots=True)

@@ -59,10 +59,10 @@ class Announced:
         at_ms = self._now_ms()
         execute = self._connection.executemany
         for facts in told:
-            if facts.sealed:
+            if facts.sealed or facts.flats:
                 execute(
                     f"INSERT INTO bars VALUES ({','.join('?' * 15)})",
-                    [_row(fact, at_ms) for fact in facts.sealed],
+                    [_row(fact, at_ms) for fact in facts.sealed_bars()],
                 )
             words = [
                 *(_word(span, True, at_ms) for span in facts.doubted),

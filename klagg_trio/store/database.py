@@ -37,11 +37,12 @@ from klagg_trio.core.facts import (
     Births,
     Event,
     Facts,
+    FlatSpan,
     Listing,
     MinuteSpan,
     RunningBar,
 )
-from klagg_trio.core.intervals import DAY_MS, MINUTE, MINUTE_MS, THREE_DAY_PHASE_MS, Interval
+from klagg_trio.core.intervals import DAY_MS, INTERVALS, MINUTE, MINUTE_MS, THREE_DAY_PHASE_MS, Interval
 from klagg_trio.store.absence import clear_absences, contracts_with_absences, put_absences
 from klagg_trio.store.changes import (
     ADDED,
@@ -55,6 +56,7 @@ from klagg_trio.store.changes import (
 )
 from klagg_trio.store.contracts import StoredContract, select_contract
 from klagg_trio.store.filling import bounds, close_before, count_between, fill, open_from
+from klagg_trio.store.flats import put_flats
 from klagg_trio.store.fold import Folding
 from klagg_trio.store.labels import ENDED as STATUS_ENDED
 from klagg_trio.store.labels import TRADING, Contracts
@@ -210,7 +212,7 @@ class Database:
 
     def _store(self, facts: Facts) -> int:
         self._store_lives(facts)
-        rows = self._put(SEAL, facts.sealed, ADDED)
+        rows = self._put(SEAL, facts.sealed, ADDED) + self._put_flats(facts.flats)
         rows += self._put(RESTATE, _last_of_each(facts.restated), RESTATED)
         touched = _minutes_restated(facts)
         told = {(f.symbol, f.interval, f.bar.open_ms) for f in (*facts.restated, *facts.sealed)}
@@ -247,6 +249,10 @@ class Database:
         self._folding.until.setdefault(number, 0)
         return number
 
+    def _take_up_unknown(self, symbol: str) -> int:
+        """Take up a symbol of which nothing is known but that it has bars."""
+        return self._take_up(Listing(symbol, 0, NEVER_MS, THREE_DAY_PHASE_MS))
+
     def _forget_running(self, number: int | None) -> None:
         """Drop the running bars of a contract that has ended: it has none any more."""
         if number is not None:
@@ -264,7 +270,7 @@ class Database:
             bar = fact.bar
             number = ids.get(fact.symbol)
             if number is None:
-                number = self._take_up(Listing(fact.symbol, 0, NEVER_MS, THREE_DAY_PHASE_MS))
+                number = self._take_up_unknown(fact.symbol)
             code = INTERVAL_CODES[fact.interval]
             if bar.end_ms > folded[number]:
                 recent.append(row_of(number, code, bar))
@@ -292,6 +298,19 @@ class Database:
         for row in past if self._lacking else ():
             if row[0] in self._lacking and row[1] == minute and row[-1] == Source.OFFICIAL:
                 clear_absences(self._connection, row[0], (row[2], row[2]))
+
+    def _put_flats(self, spans: Sequence[FlatSpan]) -> int:
+        """Store long stretches of flat bars. What is past is logged, a row a stretch."""
+        ids = self._contracts.ids
+        for symbol in {span.symbol for span in spans}.difference(ids):
+            self._take_up_unknown(symbol)
+        for symbol, interval, first_ms, end_ms, *_ in spans:
+            length_ms = INTERVALS[interval].length_ms
+            past_ms = min(end_ms, first_ms + (self._tick_ms - first_ms) // length_ms * length_ms)
+            if first_ms < past_ms:
+                code = INTERVAL_CODES[interval]
+                self._log.add(ADDED, ids[symbol], code, first_ms, past_ms - length_ms)
+        return put_flats(self._connection, spans, ids, self._folding.until)
 
     # -- Stretches -----------------------------------------------------------------------------
 

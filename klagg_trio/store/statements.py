@@ -30,10 +30,18 @@ def _changed(table: str) -> str:
 
 
 TABLES: Final = ("bars", "recent_bars")
-SEAL: Final = {
-    t: _insert(t, f"{t}.source = {Source.SUSPECT:d} AND excluded.source <> {Source.SUSPECT:d}")
+_BETTER: Final = {
+    t: f"{t}.source = {Source.SUSPECT:d} AND excluded.source <> {Source.SUSPECT:d}" for t in TABLES
+}
+SEAL: Final = {t: _insert(t, _BETTER[t]) for t in TABLES}
+SEAL_MANY: Final = {
+    t: (
+        f"INSERT INTO {t} ({', '.join(COLUMNS)}, revision)",
+        f"ON CONFLICT DO UPDATE SET {_SET}, revision = {t}.revision + 1 WHERE {_BETTER[t]}",
+    )
     for t in TABLES
 }
+"""The same around a SELECT."""
 RESTATE: Final = {
     t: _insert(
         t,

@@ -109,7 +109,7 @@ def test_d4_missed_tick_leaves_no_bar_open(late_minutes):
     facts = shard.tick(end_ms)
     for name in names:
         interval = INTERVALS[name]
-        opens = [fact.bar.open_ms for fact in facts.sealed if fact.interval == name]
+        opens = [fact.bar.open_ms for fact in facts.sealed_bars() if fact.interval == name]
         expected = []
         open_ms = interval.floor(NOON_MS)
         while interval.end(open_ms) <= end_ms:

@@ -119,9 +119,10 @@ class NaiveStore:
         """Store one message's facts."""
         if facts is None:
             return
-        told = {(f.symbol, f.interval, f.bar.open_ms) for f in (*facts.sealed, *facts.restated)}
+        sealed = list(facts.sealed_bars())
+        told = {(f.symbol, f.interval, f.bar.open_ms) for f in (*sealed, *facts.restated)}
         changed: set[tuple[str, int]] = set()
-        for fact in facts.sealed:
+        for fact in sealed:
             key = fact.symbol, fact.interval, fact.bar.open_ms
             if fact.interval == "1m":
                 self.sealed_minutes.append((fact.symbol, fact.bar.open_ms))

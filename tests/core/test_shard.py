@@ -52,7 +52,7 @@ def test_a_late_tick_seals_every_missed_minute_in_order():
     desk = Desk("5m")
     desk.trades(trade(1, 0.5), trade(2, 3.5, 10_300), trade(3, 5.5, 10_500))
     facts = desk.tick(6)
-    told = [(fact.interval, fact.bar.open_ms) for fact in facts.sealed]
+    told = [(fact.interval, fact.bar.open_ms) for fact in facts.sealed_bars()]
     assert told == [*(("1m", ms(m)) for m in range(5)), ("5m", ms(0)), ("1m", ms(5))]
     assert desk.sources() == "tfftft"
     assert desk.closes() == [10_000, 10_000, 10_000, 10_300, 10_300, 10_500]
@@ -75,7 +75,7 @@ def test_longer_bars_are_sealed_with_their_last_minute_and_open_with_the_next():
     for minute in range(1, 5):
         assert [fact.interval for fact in desk.tick(minute).sealed] == ["1m"]
     facts = desk.tick(5)
-    assert [fact.interval for fact in facts.sealed] == ["1m", "5m"]
+    assert [fact.interval for fact in facts.sealed_bars()] == ["1m", "5m"]
     assert desk.row(0, "5m").nine == nine(some, 0)
     open_five = next(f.bar for f in desk.shard.open_bars() if f.interval == "5m")
     assert (open_five.open_ms, open_five.count) == (ms(5), 0)
@@ -267,7 +267,7 @@ def test_a_symbol_listed_in_mid_minute_has_all_its_bars_at_once():
     assert {bar.close for bar in open_bars} == {Decimal("5")}
     assert all(bar.open_ms <= ms(7.4) < bar.end_ms for bar in open_bars)
     facts = desk.tick(8)
-    assert ("NEWUSDT", "1m") in [(fact.symbol, fact.interval) for fact in facts.sealed]
+    assert ("NEWUSDT", "1m") in [(fact.symbol, fact.interval) for fact in facts.sealed_bars()]
     assert desk.store.rows["NEWUSDT", "1m", ms(7)].nine == nine([], 500)
 
 

@@ -269,6 +269,33 @@ def judge(state: SymbolState, bar: Bar) -> Source:
     return Source.TRADES if bar.count else Source.FLAT
 
 
+def judge_quiet(state: SymbolState, until_ms: int) -> tuple[int, Source] | None:
+    """Judge the coming minutes together, as far as all of them are empty and judged alike.
+
+    Returns the end of the last of them, and what they are: the running minute and those after it up
+    to `until_ms`. None where the running minute is not empty, or has to be judged by itself.
+    """
+    bar = state.minute
+    if bar.count or bar.end_ms <= state.onboard_ms:
+        return None
+    end_ms = min([until_ms, *(open_ms for open_ms in state.ahead if open_ms > bar.open_ms)])
+    live_since_ms, lost_ms = state.live_since_ms, state.lost_ms
+    if unproven(state, bar):
+        is_lost = lost_ms is not None and bar.end_ms > lost_ms
+        if live_since_ms is not None and bar.open_ms < live_since_ms and not is_lost:
+            end_ms = min(end_ms, MINUTE.floor(live_since_ms + MINUTE_MS - 1))
+        spans = state.doubtful if state.in_doubt else state.missing
+        spans.add(bar.open_ms, end_ms - MINUTE_MS)
+        return end_ms, Source.SUSPECT
+    if incomplete(state, bar):
+        return None
+    if lost_ms is not None:
+        end_ms = min(end_ms, MINUTE.floor(lost_ms))
+    owed = [span for span in (*state.missing, *(gap.minutes() for gap in state.gaps)) if span]
+    end_ms = min([end_ms, *(first for first, last in owed if last > bar.open_ms)])
+    return (end_ms, Source.FLAT) if end_ms > bar.open_ms else None
+
+
 def unproven(state: SymbolState, bar: Bar) -> bool:
     """Whether nobody watched all of a minute, or its flat price is that of before a loss."""
     live_since_ms = state.live_since_ms

@@ -7,11 +7,14 @@ from decimal import Decimal
 from typing import Final
 
 from klagg_trio.core.bar import EXACT, Bar, Source, newborn
-from klagg_trio.core.facts import BarFact, Facts, Listing
+from klagg_trio.core.facts import BarFact, Facts, FlatSpan, Listing
 from klagg_trio.core.intervals import MINUTE, MINUTE_MS
-from klagg_trio.core.shard.evidence import judge
+from klagg_trio.core.shard.evidence import judge, judge_quiet
 from klagg_trio.core.shard.restate import suspect
-from klagg_trio.core.shard.state import HELD_MINUTES, UNMERGED_MAX, ShardState, SymbolState
+from klagg_trio.core.shard.state import HELD_MINUTES, UNMERGED_MAX, Longer, ShardState, SymbolState
+
+STRETCH_MS_MIN: Final = 8 * MINUTE_MS
+"""Minutes this many are looked at as a stretch: fewer are as quick one by one."""
 
 LAG_MINUTES_MAX: Final = 1_440
 """Minutes by which a symbol that has come back is caught up with at one tick: some 20 ms."""
@@ -22,6 +25,11 @@ def seal_until(shard: ShardState, minute_ms: int, facts: Facts) -> None:
     shard.settle()
     shard.merged_told = False
     with decimal.localcontext(EXACT):
+        if minute_ms - shard.minute_ms >= STRETCH_MS_MIN:
+            before_ms, shard.minute_ms = shard.minute_ms, minute_ms
+            for state in shard.symbols.values():
+                if state.minute.open_ms >= before_ms:
+                    seal_through(shard, state, minute_ms, facts)
         while shard.minute_ms < minute_ms:
             shard.minute_ms += MINUTE_MS
             for state in shard.symbols.values():
@@ -34,10 +42,80 @@ def seal_until(shard: ShardState, minute_ms: int, facts: Facts) -> None:
 
 def catch_up(shard: ShardState, state: SymbolState, facts: Facts) -> None:
     """Seal the next of the minutes that a symbol missed while it was away. Runs under EXACT."""
-    for _ in range(LAG_MINUTES_MAX):
-        if state.minute.open_ms >= shard.minute_ms:
-            return
-        seal_minute(shard, state, facts)
+    slice_ms = state.minute.open_ms + LAG_MINUTES_MAX * MINUTE_MS
+    seal_through(shard, state, min(shard.minute_ms, slice_ms), facts)
+
+
+def seal_through(shard: ShardState, state: SymbolState, until_ms: int, facts: Facts) -> None:
+    """Seal a symbol's minutes up to a time, long stretches without a trade as spans.
+
+    Runs under EXACT.
+    """
+    while state.minute.open_ms < until_ms:
+        quiet = None
+        if until_ms - state.minute.open_ms >= STRETCH_MS_MIN:
+            quiet = judge_quiet(state, until_ms)
+        if quiet is None:
+            seal_minute(shard, state, facts)
+        else:
+            _seal_quiet(shard, state, *quiet, facts)
+
+
+def _seal_quiet(
+    shard: ShardState, state: SymbolState, end_ms: int, source: Source, facts: Facts
+) -> None:
+    """Seal minutes without a trade, from the running one on, that are judged alike already."""
+    first_ms, last_ms, price = state.minute.open_ms, end_ms - MINUTE_MS, state.minute.close
+    state.merge()
+    span = FlatSpan(state.symbol, MINUTE.name, first_ms, end_ms, price, source)
+    _count(shard, span, facts)
+    if source == Source.SUSPECT:
+        suspect(state, first_ms, last_ms)
+    held_ms = max(first_ms, end_ms - HELD_MINUTES * MINUTE_MS)
+    for bar in span._replace(first_ms=held_ms).bars():
+        _hold(state, bar)
+    for longer in state.longer:
+        _lengthen(shard, state, longer, span, facts)
+        if longer.bar.open_ms == end_ms:
+            state.longer_born_ms = end_ms
+    state.look_for_next_end()
+    state.last_close = price
+    state.minute = _next_minute(state, end_ms, price)
+
+
+def _lengthen(
+    shard: ShardState, state: SymbolState, longer: Longer, span: FlatSpan, facts: Facts
+) -> None:
+    """Take a span of flat minutes into a longer bar, and into all that follow it."""
+    interval, at_ms = longer.interval, span.first_ms
+    while longer.bar.end_ms <= span.end_ms:
+        whole_ms = 0
+        if interval.length_ms and at_ms == longer.bar.open_ms and not longer.resumed:
+            whole_ms = (span.end_ms - at_ms) // interval.length_ms * interval.length_ms
+        if whole_ms <= interval.length_ms:
+            longer.unofficial_minutes += (longer.bar.end_ms - at_ms) // MINUTE_MS
+            at_ms = longer.bar.end_ms
+            _seal_one_longer(shard, state, longer, span.price, facts)
+            continue
+        at_ms += whole_ms
+        whole = span._replace(interval=interval.name, first_ms=longer.bar.open_ms, end_ms=at_ms)
+        _count(shard, whole, facts)
+        (longer.previous,) = whole._replace(first_ms=at_ms - interval.length_ms).bars()
+        longer.previous_unofficial_minutes = interval.length_ms // MINUTE_MS
+        longer.previous_absent_minutes = 0
+        longer.bar = newborn(at_ms, interval.end(at_ms), span.price)
+    longer.unofficial_minutes += (span.end_ms - at_ms) // MINUTE_MS
+
+
+def _count(shard: ShardState, span: FlatSpan, facts: Facts) -> None:
+    """Tell of a span of sealed bars."""
+    facts.flats.append(span)
+    shard.bars.sealed += span.size
+    if span.interval == MINUTE.name:
+        if span.source == Source.SUSPECT:
+            shard.bars.suspect += span.size
+        else:
+            shard.bars.flat += span.size
 
 
 def seal_minute(shard: ShardState, state: SymbolState, facts: Facts) -> None:
@@ -71,26 +149,32 @@ def _seal_longer(
 ) -> None:
     """Seal the longer bars that end by `end_ms`; open those that follow."""
     for longer in state.longer:
-        running = longer.bar
-        if running.end_ms <= end_ms:
-            longer.previous = running
-            if running.source == Source.SUSPECT:
-                longer.previous = None  # the store keeps it suspect until it is official
-            else:
-                running.source = state.source_of_longer(
-                    running, longer.unofficial_minutes, longer.absent_minutes
-                )
-            # What went on from what is stored has been stored in part: it is told anew.
-            told = facts.restated if longer.resumed else facts.sealed
-            told.append(BarFact(state.symbol, longer.interval.name, running))
-            shard.bars.sealed += 1
-            longer.bar = newborn(running.end_ms, longer.interval.end(running.end_ms), price)
-            longer.previous_unofficial_minutes = longer.unofficial_minutes
-            longer.previous_absent_minutes = longer.absent_minutes
-            longer.unofficial_minutes = longer.absent_minutes = 0
-            longer.resumed = False
+        if longer.bar.end_ms <= end_ms:
+            _seal_one_longer(shard, state, longer, price, facts)
     state.longer_born_ms = end_ms
     state.look_for_next_end()
+
+
+def _seal_one_longer(
+    shard: ShardState, state: SymbolState, longer: Longer, price: Decimal, facts: Facts
+) -> None:
+    running = longer.bar
+    longer.previous = running
+    if running.source == Source.SUSPECT:
+        longer.previous = None  # the store keeps it suspect until it is official
+    else:
+        running.source = state.source_of_longer(
+            running, longer.unofficial_minutes, longer.absent_minutes
+        )
+    # What went on from what is stored has been stored in part: it is told anew.
+    told = facts.restated if longer.resumed else facts.sealed
+    told.append(BarFact(state.symbol, longer.interval.name, running))
+    shard.bars.sealed += 1
+    longer.bar = newborn(running.end_ms, longer.interval.end(running.end_ms), price)
+    longer.previous_unofficial_minutes = longer.unofficial_minutes
+    longer.previous_absent_minutes = longer.absent_minutes
+    longer.unofficial_minutes = longer.absent_minutes = 0
+    longer.resumed = False
 
 
 def _next_minute(state: SymbolState, open_ms: int, price: Decimal) -> Bar:
