@@ -20,6 +20,7 @@ from klagg_trio.core.facts import (
     Births,
     Event,
     Facts,
+    FlatSpan,
     Listing,
     MinuteSpan,
     RunningBar,
@@ -287,6 +288,38 @@ def test_proven_minutes_get_their_source_back(database, folded):
 
 
 # -- Folding -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("folded_minutes", [0, 13, 60])
+@pytest.mark.parametrize("source", [Source.SUSPECT, Source.FLAT])
+def test_stretch_is_stored_as_its_bars_would_be(tmp_path, source, folded_minutes):
+    """A span of flat bars leaves the same rows as its bars one by one, over what is there too."""
+    spans = [
+        FlatSpan(symbol, name, MIDNIGHT_MS, MIDNIGHT_MS + 60 * MINUTE_MS, Decimal(price), source)
+        for symbol, price in (("AUSDT", "10.1"), ("BUSDT", "0.000123"))
+        for name in ("1m", "5m", "1h")
+    ]
+    before = [
+        fact(3, Source.SUSPECT, count=2),
+        fact(4, Source.OFFICIAL),
+        fact(5, Source.FLAT, interval="5m"),
+        fact(7, symbol="BUSDT"),
+    ]
+    found = []
+    for name, facts in (
+        ("many", Facts(flats=spans)),
+        ("one by one", Facts(sealed=list(Facts(flats=spans).sealed_bars()))),
+    ):
+        database = Database.open(tmp_path / name)
+        database.commit(None, [Facts(sealed=before)])
+        with database._transaction():
+            database._folding.move(1, MIDNIGHT_MS + folded_minutes * MINUTE_MS)
+        database.commit(MIDNIGHT_MS + 60 * MINUTE_MS, [facts])
+        tables = ("klines", "recent_opens", "bars", "recent_bars")
+        execute = database._connection.execute
+        found.append([sorted(map(tuple, execute(f"SELECT * FROM {t}"))) for t in tables])
+        database.close()
+    assert found[0] == found[1]
 
 
 def fold_all(database):
