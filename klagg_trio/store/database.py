@@ -42,7 +42,14 @@ from klagg_trio.core.facts import (
     MinuteSpan,
     RunningBar,
 )
-from klagg_trio.core.intervals import DAY_MS, INTERVALS, MINUTE, MINUTE_MS, THREE_DAY_PHASE_MS, Interval
+from klagg_trio.core.intervals import (
+    DAY_MS,
+    INTERVALS,
+    MINUTE,
+    MINUTE_MS,
+    THREE_DAY_PHASE_MS,
+    Interval,
+)
 from klagg_trio.store.absence import clear_absences, contracts_with_absences, put_absences
 from klagg_trio.store.changes import (
     ADDED,
