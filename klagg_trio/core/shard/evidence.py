@@ -276,7 +276,7 @@ def judge_quiet(state: SymbolState, until_ms: int) -> tuple[int, Source] | None:
     to `until_ms`. None where the running minute is not empty, or has to be judged by itself.
     """
     bar = state.minute
-    if bar.count or bar.end_ms <= state.onboard_ms:
+    if bar.count:
         return None
     end_ms = min([until_ms, *(open_ms for open_ms in state.ahead if open_ms > bar.open_ms)])
     live_since_ms, lost_ms = state.live_since_ms, state.lost_ms
