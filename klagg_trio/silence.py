@@ -9,6 +9,8 @@ volume has grown is a trade. If `symbol_silence_s` after such a trade the feed h
 official minutes are asked for (weight 1). If they count trades that are not in ours, and still
 nothing has come, the symbol is *lost* since its last trade, and its connection is replaced, with
 overlap, so that the other symbols lose nothing.
+
+A symbol that has not traded since its feed is live is lost since then, never since earlier.
 """
 
 from __future__ import annotations
@@ -18,10 +20,11 @@ from typing import Final
 
 import trio
 
+from klagg_trio import cmd
 from klagg_trio.core.errors import RemoteError
 from klagg_trio.core.facts import Event
 from klagg_trio.core.intervals import MINUTE, MINUTE_MS
-from klagg_trio.core.shard import Shard, SymbolState
+from klagg_trio.core.shard import Shard
 from klagg_trio.exchange.rest import Priority, Rest
 
 LOOK_S: Final = 2.0
@@ -80,41 +83,53 @@ class SilenceWatch:
         """Watch until cancelled."""
         while True:
             await trio.sleep(LOOK_S)
-            for state in self.doubtful()[:DOUBTS_PER_LOOK]:
-                await self._examine(state)
+            for symbol in self.doubtful()[:DOUBTS_PER_LOOK]:
+                await self._examine(symbol)
 
-    def doubtful(self) -> list[SymbolState]:
+    def doubtful(self) -> list[str]:
         """Return the symbols that have waited too long for a trade that a ticker told of."""
         found = []
         now_ms, now_s = self._now_ms(), trio.current_time()
         for shard in self._shards:
-            for symbol, state in shard.states.items():
-                told_ms = self._traded_ms.get(symbol, 0)
-                if state.last_trade_ms is None:
-                    continue
-                known_ms = state.last_trade_ms + TICKER_LAG_MS
-                if told_ms <= known_ms or not self._is_live(symbol):
+            told = {
+                symbol: self._traded_ms[symbol]
+                for symbol in shard.states
+                if symbol in self._traded_ms and self._is_live(symbol)
+            }
+            for symbol in self._waiting.keys() & shard.states.keys() - told.keys():
+                del self._waiting[symbol]
+            # All at once: what trades have added as columns is settled before it is looked at.
+            for symbol, known_ms in shard.watched_until(told).items():
+                known_ms += TICKER_LAG_MS
+                if told[symbol] <= known_ms:
                     self._waiting.pop(symbol, None)
                     continue
-                since_ms = self._waiting.get(symbol, 0)
-                if since_ms <= known_ms:
-                    self._waiting[symbol] = told_ms
+                since_ms = self._waiting.get(symbol)
+                if since_ms is None or since_ms <= known_ms:
+                    self._waiting[symbol] = told[symbol]
                 elif (
                     now_ms - since_ms >= self._silence_ms
                     and self._deferred_s.get(symbol, 0.0) <= now_s
                 ):
-                    found.append(state)
+                    found.append(symbol)
         return found
 
-    async def _examine(self, state: SymbolState) -> None:
-        """Ask the exchange what the symbol traded since its last trade here."""
-        symbol, last_ms = state.symbol, state.last_trade_ms
-        if last_ms is None:
+    async def _examine(self, symbol: str) -> None:
+        """Ask the exchange what the symbol traded since its last trade here.
+
+        Only what was traded while the feed was live can be missed: where no trade came since the
+        feed is, the first whole minute since then is the first that is counted.
+        """
+        shard = self._shards[cmd.shard_of(symbol, len(self._shards))]
+        known_ms = shard.watched_until([symbol]).get(symbol)
+        if known_ms is None:
             return
-        self._deferred_s[symbol] = trio.current_time() + AGAIN_S
+        self._defer(symbol, AGAIN_S)
         now_ms = self._now_ms()
-        first_ms = max(MINUTE.floor(last_ms), MINUTE.floor(now_ms) - (MINUTES_MAX - 1) * MINUTE_MS)
-        ours = _count(state, first_ms)
+        first_ms = max(MINUTE.floor(known_ms), MINUTE.floor(now_ms) - (MINUTES_MAX - 1) * MINUTE_MS)
+        ours = None
+        if shard.is_watched(symbol, first_ms):
+            ours = shard.trades_in_minute(symbol, first_ms)
         try:
             klines = await self._rest.klines(
                 symbol,
@@ -124,21 +139,21 @@ class SilenceWatch:
                 priority=Priority.REPAIR,
             )
         except RemoteError as error:
-            self._deferred_s[symbol] = trio.current_time() + LOOK_S
+            self._defer(symbol, LOOK_S)
             self._note(Event(now_ms, "check failed", symbol, str(error)))
             return
         later = [bar for bar in klines.bars if bar.open_ms > first_ms or ours is not None]
         missing = sum(bar.count for bar in later) - (ours or 0)
         await trio.sleep(self._silence_ms / 1_000 * ARRIVAL_SHARE)
-        if missing <= 0 or state.last_trade_ms != last_ms:
+        if missing <= 0 or shard.watched_until([symbol]).get(symbol) != known_ms:
             return
         self.lost += 1
         text = f"its stream is silent, {missing} trades are missing"
         self._note(Event(self._now_ms(), "silent", symbol, text))
-        await self._lose_symbol(symbol, last_ms)
+        await self._lose_symbol(symbol, known_ms)
 
-
-def _count(state: SymbolState, open_ms: int) -> int | None:
-    """Return how many trades of a minute are here, or None where it is not held any more."""
-    held = [bar for bar in (*state.held, state.minute) if bar.open_ms == open_ms]
-    return held[0].count if held else None
+    def _defer(self, symbol: str, pause_s: float) -> None:
+        """Ask for a symbol again only after a pause. What has passed is forgotten."""
+        now_s = trio.current_time()
+        self._deferred_s = {s: until for s, until in self._deferred_s.items() if until > now_s}
+        self._deferred_s[symbol] = now_s + pause_s

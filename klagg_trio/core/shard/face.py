@@ -184,6 +184,27 @@ class Shard:
         state = self._state.settled(symbol)
         return None if state is None else state.last_trade_ms
 
+    def watched_until(self, symbols: Iterable[str]) -> dict[str, int]:
+        """Return up to when the trades of each symbol are here: its last one, or the feed's start.
+
+        Symbols whose feed is not live are left out.
+        """
+        symbols = list(symbols)
+        self._state.settle(symbols)
+        until = {}
+        for symbol in symbols:
+            state = self._state.symbols.get(symbol)
+            if state is not None and state.live_since_ms is not None and state.lost_ms is None:
+                until[symbol] = max(state.live_since_ms, state.last_trade_ms or 0)
+        return until
+
+    def is_watched(self, symbol: str, from_ms: int) -> bool:
+        """Whether the feed of a symbol has been live since a time."""
+        state = self._state.symbols.get(symbol)
+        return (
+            state is not None and state.live_since_ms is not None and state.live_since_ms <= from_ms
+        )
+
     def trades_in_minute(self, symbol: str, open_ms: int) -> int | None:
         """Return how many trades of a minute are here; None where it is not held any more."""
         state = self._state.settled(symbol)
