@@ -10,7 +10,7 @@ from klagg_trio.core.gaps import SPANS_MAX
 from klagg_trio.core.shard.evidence import GAPS_MAX, JUMP_MAX
 
 from .desk import SYMBOL, Desk, ms, official, trade
-from .naive import MINUTE, minutes_around_missing, nine
+from .naive import MINUTE, SUSPECT, minutes_around_missing, nine
 
 # -- Missing ids ----------------------------------------------------------------------------------
 
@@ -525,3 +525,38 @@ def test_an_official_minute_is_never_doubted_again():
     assert hour.unofficial_minutes == 0
     assert desk.sources() == "O" * 9
     assert desk.store.inexact == 0
+
+
+# -- Times that cannot be --------------------------------------------------------------------------
+
+
+def test_a_trade_whose_time_its_ids_contradict_is_refused():
+    """Made an hour before the one before it: it changes no bar, and its minutes are owed."""
+    desk = Desk(next_id=1)
+    desk.trades(trade(1, 0.5))
+    for minute in range(1, 12):
+        desk.tick(minute)
+    desk.trades(trade(2, 11.5))
+    desk.tick(12)
+    desk.trades(trade(3, 2.0, 12_000))
+    assert desk.shard.trades.rejected == 1
+    desk.tick(13)
+    desk.trades(trade(4, 13.5))
+    desk.tick(14)
+    assert desk.sources() == "t" + 10 * "f" + "SSt"
+    assert set(desk.closes()) == {10_000}
+
+
+def test_where_all_contradict_it_was_the_one_before():
+    """A trade minutes ahead is not to make nonsense of all that follow."""
+    desk = Desk(next_id=1)
+    desk.trades(trade(1, 0.5))
+    desk.trades(trade(2, 8.0))
+    desk.trades(*(trade(number, 1.1 + number / 100) for number in range(3, 9)))
+    assert desk.shard.trades.rejected == 2
+    desk.tick(1)
+    desk.tick(2)
+    assert desk.row(1).source == SUSPECT
+    desk.trades(trade(9, 2.5))
+    desk.tick(3)
+    assert desk.shard.trades.rejected == 2

@@ -48,6 +48,10 @@ DISORDER_MS_MAX: Final = 1_000
 """A trade is made no later than one with a higher id, but for what the exchange aggregates."""
 
 
+CONTRADICTIONS_MAX: Final = 3
+"""So many trades in a row contradict the one before them: then that one was wrong."""
+
+
 @dataclass(slots=True)
 class Findings:
     """What evidence says of the minutes of one symbol, in the order in which it was found."""
@@ -93,6 +97,27 @@ def admit(state: SymbolState, trade: Trade, findings: Findings) -> bool:
     else:
         state.next_id, state.resume_id = trade.id + 1, None
     return True
+
+
+def contradicts(state: SymbolState, trade: Trade) -> bool:
+    """Whether a trade's time cannot be, by the ids around it: later ids are made later.
+
+    One such trade is refused; its minutes are owed by the jump of ids that this leaves. Where it
+    goes on, it was the trade before them that had a wrong time, and the numbering starts over.
+    """
+    expected = state.resume_id if state.in_doubt else state.next_id
+    last_ms = state.last_trade_ms
+    if expected is None or last_ms is None or trade.id < expected:
+        return False
+    if trade.time_ms >= last_ms - DISORDER_MS_MAX:
+        state.contradictions = 0
+        return False
+    state.contradictions += 1
+    if state.contradictions < CONTRADICTIONS_MAX:
+        return True
+    state.contradictions = 0
+    state.last_trade_ms = state.next_id = state.resume_id = None
+    return False
 
 
 def _decides(state: SymbolState, trade: Trade) -> bool:
@@ -198,6 +223,8 @@ def _fill_gap(state: SymbolState, trade: Trade, findings: Findings) -> bool:
     gap = next((gap for gap in state.gaps if gap.first_id <= trade.id < gap.end_id), None)
     if gap is None or trade.time_ms > gap.before_ms + DISORDER_MS_MAX:
         return False  # what was made after the gap's end is not of it: the ids begin anew
+    if gap.from_ms is not None and trade.time_ms < gap.from_ms - DISORDER_MS_MAX:
+        return False  # nor what was made before it began: its time is wrong
     open_ms = MINUTE.floor(trade.time_ms)
     if open_ms < state.minute.open_ms and all(held.open_ms != open_ms for held in state.held):
         _fill_with_what_is_not_held(state, gap, open_ms, findings)

@@ -141,6 +141,8 @@ class SymbolState:
     """What the exchange calls it while it is not in trading; None while it is."""
     over_since_ms: int | None = None
     """Since when every complete answer has said that it is over."""
+    contradictions: int = 0
+    """Trades in a row whose times cannot be, by the ids before them."""
     renumbered_ms: int | None = None
     """When its aggregate ids last began anew."""
 

@@ -21,8 +21,8 @@ from klagg_trio.core.columns import (
     TradeRuns,
 )
 from klagg_trio.core.facts import Event, Facts
-from klagg_trio.core.intervals import DAY_MS, MINUTE, MINUTE_MS
-from klagg_trio.core.shard.evidence import Findings, admit, feed_lost
+from klagg_trio.core.intervals import MINUTE, MINUTE_MS
+from klagg_trio.core.shard.evidence import Findings, admit, contradicts, feed_lost
 from klagg_trio.core.shard.restate import apply_findings, apply_late
 from klagg_trio.core.shard.state import ShardState, SymbolState
 from klagg_trio.core.trade import Trade
@@ -30,7 +30,7 @@ from klagg_trio.core.trade import Trade
 AHEAD_MS_MAX: Final = 10 * MINUTE_MS
 """A trade further ahead of the clock than this is nonsense; ten minutes outlast a slow resync."""
 
-BEHIND_MS_MAX: Final = DAY_MS
+BEHIND_MS_MAX: Final = 15 * MINUTE_MS
 """A trade further behind is nonsense too: streams repeat nothing, and ids tell what was missed."""
 
 
@@ -134,14 +134,17 @@ def _ask_next_ids(shard: ShardState, pending: PendingMinute, runs: TradeRuns) ->
 
 
 def refuse(shard: ShardState, state: SymbolState, time_ms: int | None, facts: Facts) -> None:
-    """Doubt the minute that lacks a refused trade: that of its time, or else the running one.
+    """Doubt the minute that lacks a refused trade: that of its time, or else the last two.
 
     It is as if the feed had been lost for that minute. The price after it is doubtful too, and the
     next trade tells by its id whether something is missing; nothing else of the trade is believed.
     """
     at_ms = time_ms if time_ms is not None and _may_be(shard, time_ms) else None
-    open_ms = state.minute.open_ms if at_ms is None else MINUTE.floor(at_ms)
-    end_ms = open_ms + MINUTE_MS
+    if at_ms is None:  # it came now, and was on its way for no longer than a minute
+        open_ms, end_ms = state.last_sealed_ms, state.minute.end_ms
+    else:
+        open_ms = MINUTE.floor(at_ms)
+        end_ms = open_ms + MINUTE_MS
     if state.live_since_ms is None or state.live_since_ms >= end_ms:
         return  # nobody vouches for that minute anyhow
     findings = Findings()
@@ -166,6 +169,10 @@ def _apply_unusual(shard: ShardState, state: SymbolState, trade: Trade, facts: F
     if not _may_be(shard, trade.time_ms):
         shard.trades.rejected += 1
         refuse(shard, state, trade.time_ms, facts)
+        return
+    if contradicts(state, trade):
+        shard.trades.rejected += 1
+        refuse(shard, state, None, facts)
         return
     findings = Findings()
     admitted = admit(state, trade, findings)
