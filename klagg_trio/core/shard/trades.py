@@ -172,6 +172,9 @@ def _apply_unusual(shard: ShardState, state: SymbolState, trade: Trade, facts: F
         return
     if contradicts(state, trade):
         shard.trades.rejected += 1
+        if trade.time_ms >= state.minute.open_ms:  # its own time may be right after all
+            open_ms = MINUTE.floor(trade.time_ms)
+            state.missing.add(open_ms, open_ms)
         refuse(shard, state, None, facts)
         return
     findings = Findings()
