@@ -162,7 +162,10 @@ class AsksProbe(trio.abc.AsyncResource):
             raise RemoteError(
                 f"{self._url}: HTTP status {response.status_code}" + (f": {words}" if words else "")
             )
-        return wire.decode_server_time(bytes(body))
+        try:
+            return wire.decode_server_time(bytes(body))
+        except RemoteError as error:
+            raise RemoteError(f"{self._url}: {error}") from error
 
     async def _open(self, location: tuple[str, int]) -> _Socket:
         """Open a connection as asks wants one, by the way that was given."""

@@ -23,8 +23,8 @@ from __future__ import annotations
 
 import email.utils
 import re
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Final, Protocol
@@ -219,14 +219,16 @@ class HttpxRest:
     async def server_time(self, *, priority: Priority) -> int:
         """Return the exchange's time, in ms."""
         body = await self._get("/fapi/v1/time", {}, 1, priority)
-        server_ms = wire.decode_server_time(body)
+        with self._of("/fapi/v1/time"):
+            server_ms = wire.decode_server_time(body)
         self._server_minus_trio_ms = server_ms - trio.current_time() * 1000
         return server_ms
 
     async def exchange_info(self, *, priority: Priority) -> wire.ExchangeInfo:
         """Return all contracts, ours and others."""
         body = await self._get(EXCHANGE_INFO, {}, 1, priority)
-        info = wire.decode_exchange_info(body)
+        with self._of(EXCHANGE_INFO):
+            info = wire.decode_exchange_info(body)
         self._rows_refused = len(info.unreadable) + info.nameless
         return info
 
@@ -249,7 +251,8 @@ class HttpxRest:
             "limit": limit,
         }
         body = await self._get("/fapi/v1/klines", query, klines_weight(limit), priority)
-        return wire.decode_klines(body, INTERVALS[interval], first_ms=start_ms, last_ms=end_ms)
+        with self._of("/fapi/v1/klines"):
+            return wire.decode_klines(body, INTERVALS[interval], first_ms=start_ms, last_ms=end_ms)
 
     async def agg_trades(
         self,
@@ -270,11 +273,22 @@ class HttpxRest:
             "limit": limit,
         }
         body = await self._get("/fapi/v1/aggTrades", query, 20, priority)
-        return wire.decode_agg_trades(body, symbol)
+        with self._of("/fapi/v1/aggTrades"):
+            return wire.decode_agg_trades(body, symbol)
 
     async def tickers(self, *, priority: Priority) -> dict[str, Decimal]:
         """Return the last price of every symbol in trading."""
-        return wire.decode_tickers(await self._get("/fapi/v1/ticker/24hr", {}, 40, priority))
+        body = await self._get("/fapi/v1/ticker/24hr", {}, 40, priority)
+        with self._of("/fapi/v1/ticker/24hr"):
+            return wire.decode_tickers(body)
+
+    @contextmanager
+    def _of(self, path: str) -> Iterator[None]:
+        """Say of an answer that is no good whose it was."""
+        try:
+            yield
+        except RemoteError as error:
+            raise RemoteError(f"{self._address.url}{path}: {error}") from error
 
     async def aclose(self) -> None:
         """Close all connections."""

@@ -31,7 +31,7 @@ from klagg_trio.core.bar import Bar, Source
 from klagg_trio.core.columns import TradeColumns
 from klagg_trio.core.errors import RemoteError
 from klagg_trio.core.intervals import Interval
-from klagg_trio.core.plain import plain
+from klagg_trio.core.plain import plain, plain_body
 from klagg_trio.exchange.validate import TIME_MS_MAX, Klines, RefusedRow, sift
 
 PLAIN: Final = re.compile(r"[0-9]+(\.[0-9]+)?")
@@ -661,7 +661,7 @@ def _decoded(decoder: msgspec.json.Decoder[T], data: bytes | msgspec.Raw, what: 
 
 def _shown(data: bytes | msgspec.Raw) -> str:
     """Return the beginning of what was received, safe to print."""
-    return ascii(bytes(memoryview(data)[:80]).decode("utf-8", "replace"))
+    return repr(plain_body(bytes(memoryview(data)[:400]), 80))
 
 
 def _check_symbol(symbol: str) -> None:
