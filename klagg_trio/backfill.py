@@ -28,7 +28,7 @@ import datetime
 import decimal
 import math
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -779,4 +779,5 @@ def _finish(database: Database, state: StartState, path: Path) -> None:
         running.append(RunningBar(seed.symbol, MINUTE.name, minute, cut_ms))
         running += [RunningBar(seed.symbol, x.interval, x.bar, cut_ms) for x in seed.open_bars]
     database.commit(cut_ms, (), running)
-    write_snapshot(path, state)
+    database_id, generation = database.identity
+    write_snapshot(path, replace(state, database_id=database_id, generation=generation))

@@ -178,7 +178,10 @@ class Writer:
             return
         parts = [self._seeds[shard] for shard in range(len(self._queues))]
         state = StartState(
-            cuts.pop(), self._intervals, tuple(seed for part in parts for seed in part.seeds)
+            cuts.pop(),
+            self._intervals,
+            tuple(seed for part in parts for seed in part.seeds),
+            *self._database.identity,
         )
         self._seeds.clear()
         await self._try(write_snapshot, self._snapshot_path, state)

@@ -217,6 +217,7 @@ class MemoryDatabase:
 
     def __init__(self):
         """Hold nothing."""
+        self.identity = ("0123abcd", 1)
         self.bars = {}
         self.phases = {}
         self.tick_ms = 0

@@ -27,6 +27,7 @@ from klagg_trio.core.bar import Bar, Source, newborn
 from klagg_trio.core.intervals import MINUTE_MS
 from klagg_trio.core.seed import OpenBar, Seed, StartState
 from klagg_trio.settings import RULES, Settings
+from klagg_trio.store.database import Database
 from klagg_trio.store.start_snapshot import write_snapshot
 
 CUT_MS = 1_735_689_600_000
@@ -52,7 +53,7 @@ def klagg(*arguments):
 
 
 def snapshot_in(data_dir, intervals=("1m", "5m")):
-    """Write a start snapshot of one symbol."""
+    """Write a start snapshot of one symbol, and an empty database where there is none."""
     data_dir.mkdir(exist_ok=True)
     five = OpenBar("5m", newborn(CUT_MS, CUT_MS + 5 * MINUTE_MS, Decimal(10)), 0)
     seed = Seed(
@@ -67,6 +68,10 @@ def snapshot_in(data_dir, intervals=("1m", "5m")):
     )
     path = data_dir / "initial_state.cbor"
     write_snapshot(path, StartState(CUT_MS, intervals, (seed,)))
+    if not path.with_name("klagg.db").exists():
+        database = Database.open(path.with_name("klagg.db"))
+        database.commit(CUT_MS, ())
+        database.close()
     return path
 
 
@@ -279,7 +284,6 @@ def stored(place):
     """Return a data directory with three minutes and one 3m bar of a symbol."""
     from klagg_trio.backfill import _put_symbols
     from klagg_trio.exchange import wire
-    from klagg_trio.store.database import Database
 
     data_dir = place / "data"
     data_dir.mkdir()
@@ -322,8 +326,6 @@ def test_verify_finds_nothing_wrong(capsys):
 
 def test_verify_finds_a_hole(stored, capsys):
     """A missing minute is exit 3 and a finding on stdout."""
-    from klagg_trio.store.database import Database
-
     database = Database.open(stored / "klagg.db")
     database.commit(CUT_MS + 5 * MINUTE_MS, ())
     database.close()
@@ -590,6 +592,7 @@ def test_damage_is_65_for_every_command(command, damage, place, stored, capsys):
 def test_another_programs_database_is_left_as_it_is(command, place, capsys):
     """Nobody's tables get klagg's beside them."""
     path = snapshot_in(place / "D").with_name("klagg.db")
+    path.unlink()
     with contextlib.closing(sqlite3.connect(path)) as connection:
         connection.execute("CREATE TABLE x (a)")
         connection.commit()

@@ -21,6 +21,7 @@ class Store:
     def __init__(self):
         """Refuse nothing yet."""
         self.commits = []
+        self.identity = ("0123abcd", 1)
         self.births = []
         self.refusals = 0
         self.folds = 0

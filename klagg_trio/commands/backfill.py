@@ -16,6 +16,7 @@ import trio
 from klagg_trio.backfill import BackfillReport, Progress, run_backfill
 from klagg_trio.commands import EXIT_INTERRUPTED
 from klagg_trio.commands.start import (
+    SNAPSHOT_NAME,
     advice_for,
     command_here,
     load_here,
@@ -31,6 +32,7 @@ from klagg_trio.core.plain import plain
 from klagg_trio.exchange.weight import WeightGate
 from klagg_trio.settings import Settings
 from klagg_trio.store.database import Database
+from klagg_trio.store.start import put_aside
 from klagg_trio.store.thread import one_thread
 
 LINE_EVERY_S: Final = 5.0
@@ -45,6 +47,8 @@ def run_command(flags: Mapping[str, str | None], *, as_json: bool) -> int:
     with advice_for(loaded), locked(settings.data_dir):
         database = open_database(settings.data_dir)
         try:
+            if told := put_aside(database, settings.data_dir / SNAPSHOT_NAME):
+                click.echo(f"klagg: {told}", err=True)
             settings = settle_symbols(settings, database)
             with _shown_progress() as on_progress:
                 report = trio.run(_run, settings, database, on_progress)

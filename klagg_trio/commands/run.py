@@ -12,6 +12,7 @@ import trio
 
 from klagg_trio.commands import EXIT_INTERRUPTED
 from klagg_trio.commands.start import (
+    DATABASE_NAME,
     SNAPSHOT_NAME,
     advice_for,
     dial_here,
@@ -35,7 +36,7 @@ from klagg_trio.exchange.weight import WeightGate
 from klagg_trio.nursery_app import App, Edge, RunReport, Watch, run_app
 from klagg_trio.settings import Settings
 from klagg_trio.store.database import Database
-from klagg_trio.store.start_snapshot import read_snapshot
+from klagg_trio.store.start import read_start, settle_start
 from klagg_trio.store.thread import one_thread
 from klagg_trio.vitals import Vitals
 
@@ -55,17 +56,22 @@ def run_command(flags: Mapping[str, str | None], *, headless: bool, duration: st
 
 def _run_here(settings: Settings, headless: bool, seconds: float | None) -> RunReport | None:
     """Run from what lies in the data directory, under its lock."""
-    snapshot = settings.data_dir / SNAPSHOT_NAME
+    path, snapshot = settings.data_dir / DATABASE_NAME, settings.data_dir / SNAPSHOT_NAME
     if not settings.data_dir.exists():
-        read_snapshot(snapshot)  # says what to do; a folder is not made for nothing
+        read_start(path, snapshot)  # says what to do; a folder is not made for nothing
     with locked(settings.data_dir):
-        start = read_snapshot(snapshot)
+        start = read_start(path, snapshot)
         database = open_database(settings.data_dir)
         try:
+            settle_start(database, start, snapshot, _tell)
             settings = settle_symbols(settings, database)
             return trio.run(_run, settings, database, start, _watch(headless), seconds)
         finally:
             database.close()
+
+
+def _tell(text: str) -> None:
+    click.echo(f"klagg: {text}", err=True)
 
 
 def _watch(headless: bool) -> Watch:

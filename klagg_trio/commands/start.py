@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import math
 import os
 import re
 import shlex
@@ -53,6 +54,9 @@ ASKED_FOR: Final = "asked_for"
 
 LOG_BYTES_MAX: Final = 10 * 2**20
 """Of a log file; then it is renamed to `.1`, in the place of the one before."""
+
+UPGRADE_TOLD_S: Final = 1.0
+"""Between two lines on how far a database has been brought up to date."""
 
 LOG_LENGTH_MAX: Final = 1_000
 """Characters of one message in the log."""
@@ -213,17 +217,31 @@ BUSY_S_MAX: Final = 120.0
 def open_database(data_dir: Path) -> Database:
     """Open the database for writing. Says once where another program holds it, and waits for it."""
     from klagg_trio.store.database import Database
+    from klagg_trio.store.start import patiently
 
     began_s, told = time.monotonic(), False
     while True:
         try:
-            return Database.open(data_dir / DATABASE_NAME)
+            return patiently(lambda: Database.open(data_dir / DATABASE_NAME, _told_upgrade()))
         except BusyError as error:
             if time.monotonic() - began_s > BUSY_S_MAX:
                 raise
             if not told:
                 click.echo(f"klagg: {plain(str(error))}; klagg waits for it", err=True)
             told = True
+
+
+def _told_upgrade() -> Callable[[float], None]:
+    """Give a function that says now and then how far a database has been brought up to date."""
+    told_s = -math.inf
+
+    def tell(share: float) -> None:
+        nonlocal told_s
+        if time.monotonic() - told_s >= UPGRADE_TOLD_S or share >= 1:
+            told_s = time.monotonic()
+            click.echo(f"klagg: bringing the database up to date: {share:.0%}", err=True)
+
+    return tell
 
 
 def patient(run: RunInThread) -> RunInThread:

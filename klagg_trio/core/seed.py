@@ -51,3 +51,6 @@ class StartState:
     cut_ms: int
     intervals: tuple[str, ...]
     seeds: tuple[Seed, ...]
+    database_id: str | None = None
+    """Of the database that holds every bar before the cut; None where it was not written down."""
+    generation: int | None = None

@@ -50,6 +50,8 @@ from klagg_trio.core.intervals import (
     THREE_DAY_PHASE_MS,
     Interval,
 )
+from klagg_trio.core.plain import plain
+from klagg_trio.core.seed import StartState
 from klagg_trio.store.absence import clear_absences, contracts_with_absences, put_absences
 from klagg_trio.store.changes import (
     ADDED,
@@ -62,7 +64,15 @@ from klagg_trio.store.changes import (
     spans_of,
 )
 from klagg_trio.store.contracts import StoredContract, select_contract
-from klagg_trio.store.filling import bounds, close_before, count_between, fill, open_from
+from klagg_trio.store.damage import quick_look
+from klagg_trio.store.filling import (
+    bounds,
+    close_before,
+    count_between,
+    fill,
+    open_from,
+    owe_one,
+)
 from klagg_trio.store.flats import put_flats
 from klagg_trio.store.fold import Folding
 from klagg_trio.store.labels import ENDED as STATUS_ENDED
@@ -140,6 +150,7 @@ class Database:
         self._folding = Folding(connection)
         self._lacking: set[int] = set()
         """Contracts of which any stretch is noted that the exchange lacks."""
+        self.identity = Identity(None, 0)
         self._tick_ms = 0
         """The last tick: what ends later is no news to a reader who goes by time."""
         self._running_written: dict[tuple[int, int], tuple[Any, ...]] = {}
@@ -490,6 +501,7 @@ class Database:
         self._folding.until.update(self._contracts.load())
         self._lacking = contracts_with_absences(self._connection)
         self._tick_ms = self.last_tick()
+        self.identity = Identity(self.meta("database_id"), int(self.meta("generation") or 0))
 
     # -- What a backfill writes and reads ------------------------------------------------------
 
@@ -549,9 +561,42 @@ class Database:
             ).fetchone()
         return None if row is None else str(row[0])
 
-    def identity(self) -> Identity:
-        """Return which database this is, and the how manieth life of it."""
-        return Identity(self.meta("database_id"), int(self.meta("generation") or 0))
+    def check(self, seconds: float) -> None:
+        """Look for damage, for so long at most. DamagedDataError where any is found."""
+        with mapped(self.path):
+            flaw = quick_look(self._connection, self.path, seconds)
+        if flaw is not None:
+            raise DamagedDataError(
+                f"{self.path} is damaged ({plain(flaw)}); it is left as it is: move it away or "
+                f"restore a copy, then run: klagg backfill --data-dir {self.path.parent}"
+            )
+
+    def owe(self, start: StartState) -> int:
+        """Make suspect bars from the last tick to the cut of a start state that is newer.
+
+        For a copy that was restored. It gets a new generation, in the end: interrupted, it is all
+        done again. Returns rows written.
+        """
+        from_ms, to_ms = self._tick_ms, start.cut_ms
+        rows = 0
+        for seed in start.seeds:
+            with self._transaction():
+                listing = Listing(*(getattr(seed, name) for name in Listing._fields[:5]))
+                number = self._take_up(listing)
+                rows += owe_one(self._connection, self._folding, number, seed, start, from_ms)
+        with self._transaction():
+            self._put_meta("last_tick", to_ms)
+            text = f"bars up to minute {to_ms} are owed: the start snapshot was newer"
+            self._put_events([Event(to_ms, "restored", "", text)])
+            self._put_meta("generation", self.identity.generation + 1)
+        self._load()
+        return rows
+
+    def begin_generation(self) -> None:
+        """Tell those who read changes by number to read anew."""
+        with self._transaction():
+            self._put_meta("generation", self.identity.generation + 1)
+        self._load()
 
     def last_tick(self) -> int:
         """Return the minute before which every bar is stored; 0 in a new database."""
@@ -614,9 +659,8 @@ def _connect(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     try:
         connection.execute(f"PRAGMA busy_timeout = {OPEN_TIMEOUT_MS}")
-        connection.execute(
-            "PRAGMA auto_vacuum = INCREMENTAL"
-        )  # of a new file; else it says nothing
+        if not connection.execute("PRAGMA page_count").fetchone()[0]:
+            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # else it would be written to
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA wal_autocheckpoint = 0")  # `checkpoint` is called

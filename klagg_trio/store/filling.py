@@ -9,8 +9,10 @@ import sqlite3
 from typing import Final
 
 from klagg_trio.core.bar import Source
-from klagg_trio.core.intervals import MINUTE, Interval
+from klagg_trio.core.intervals import INTERVALS, MINUTE, Interval
+from klagg_trio.core.seed import Seed, StartState
 from klagg_trio.store.changes import Span
+from klagg_trio.store.fold import Folding
 from klagg_trio.store.schema import INTERVAL_CODES
 from klagg_trio.store.statements import COLUMNS, TABLES
 
@@ -102,3 +104,32 @@ def count_between(connection: sqlite3.Connection, label: str, span: Span) -> int
         (label, MINUTE.name, *span),
     ).fetchone()
     return int(row[0])
+
+
+def owe_one(
+    connection: sqlite3.Connection,
+    folding: Folding,
+    number: int,
+    seed: Seed,
+    start: StartState,
+    from_ms: int,
+) -> int:
+    """Make the bars of a contract that ended between two times suspect ones, where none is stored.
+
+    They are flat at the last stored close. Returns rows written.
+    """
+    to_ms = start.cut_ms
+    price = close_before(connection, seed.symbol, from_ms)
+    life_ms = MINUTE.floor(seed.onboard_ms if seed.first_ms is None else seed.first_ms)
+    if price is None:
+        from_ms, price = max(from_ms, life_ms), float(seed.last_close)
+    folding.move(number, to_ms)
+    rows = 0
+    for name in start.intervals:
+        interval = INTERVALS[name]
+        if name == "3d":
+            interval = interval.with_phase(seed.three_day_phase_ms)
+        running_ms = interval.floor(to_ms)
+        span = interval.floor(from_ms), interval.floor(running_ms - 1)
+        rows += fill(connection, number, interval, span, price, Source.SUSPECT)
+    return rows

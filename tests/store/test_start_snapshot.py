@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 
@@ -33,7 +34,7 @@ PATH = Path("somewhere/initial_state.cbor")
 MEND = "; run: klagg backfill --data-dir somewhere"
 
 PRICES = st.decimals("0.00000001", "99999999", places=8)
-AMOUNTS = st.decimals(0, "999999999999.12345678", places=8)
+AMOUNTS = st.decimals("0.00000001", "999999999999.12345678", places=8)
 
 
 def interval_of(name, phase_ms):
@@ -89,6 +90,8 @@ def seeds(draw, symbol, intervals, cut_ms):
         open_bars=tuple(open_bars),
         suspects=tuple((open_ms, open_ms) for open_ms in minutes),
         partials=tuple(draw(bars(open_ms, open_ms + MINUTE_MS)) for open_ms in minutes),
+        unknown=tuple((open_ms, open_ms) for open_ms in minutes[:1]),
+        first_ms=draw(st.none() | st.integers(0, 400).map(lambda n: n * DAY_MS)),
     )
 
 
@@ -102,7 +105,11 @@ def states(draw):
         st.lists(st.sampled_from(["BTCUSDT", "币安人生USDT", "1000PEPEUSDT"]), unique=True)
     )
     return StartState(
-        cut_ms, intervals, tuple(draw(seeds(symbol, intervals, cut_ms)) for symbol in symbols)
+        cut_ms,
+        intervals,
+        tuple(draw(seeds(symbol, intervals, cut_ms)) for symbol in symbols),
+        draw(st.none() | st.just("0123abcd" * 4)),
+        draw(st.none() | st.integers(1, 9)),
     )
 
 
@@ -196,8 +203,8 @@ def test_equal_states_give_equal_bytes():
     one, other = small_state(), small_state()
     one.seeds[0].partials[0].high = Decimal("12500")
     other.seeds[0].partials[0].high = Decimal("1.25000E+4")
-    one.seeds[0].partials[0].volume = Decimal("0")
-    other.seeds[0].partials[0].volume = Decimal("-0.000")
+    one.seeds[0].partials[0].quote_volume = Decimal("0")
+    other.seeds[0].partials[0].quote_volume = Decimal("-0.000")
 
     assert one == other
     assert encode(one) == encode(other)
@@ -208,6 +215,7 @@ def test_numbers_of_any_length_are_exact():
     state = small_state()
     volume = Decimal("123456789012345678901234567890123456789.12345678901234567890")
     state.seeds[1].open_bars[1].bar.volume = volume
+    state.seeds[1].open_bars[1].bar.count = 1
 
     assert decode(encode(state), PATH).seeds[1].open_bars[1].bar.volume == volume
 
@@ -291,8 +299,31 @@ def test_what_is_no_snapshot_is_refused(contents, flaw):
         (with_value("symbol", 1, "BTCUSDT"), "the symbol 'BTCUSDT' is in it 2 times"),
         (with_value("symbol", 1, ""), "a symbol has no name"),
         (with_value("last_close", 1, "0"), "a last close is not above zero"),
-        (with_value("next_id", 1, -2), "a next aggregate id is below -1"),
-        (with_value("last_trade_ms", 1, -1), "a last trade was before 1970"),
+        (with_value("next_id", 1, -2), "a next aggregate id is negative, or beyond 64 bits"),
+        (with_value("next_id", 1, 1 << 63), "a next aggregate id is negative, or beyond 64 bits"),
+        (with_value("last_trade_ms", 1, -1), "a last_trade_ms is before 1970"),
+        (with_value("last_trade_ms", 1, CUT + 1), "a last_trade_ms is before 1970, or later"),
+        (with_value("first_ms", 1, CUT + MINUTE_MS), "a first_ms is before 1970, or later"),
+        (with_value("first_ms", 1, CUT - 1), "a first kline does not open on a minute"),
+        (with_value("onboard_ms", 1, 1 << 60), "a onboard_ms is before 1970, or later"),
+        (with_value("delivery_ms", 1, -1), "a delivery_ms is before 1970, or later"),
+        (with_value("three_day_phase_ms", 0, 5), "a 3d grid does not begin at midnight"),
+        (with_value("three_day_phase_ms", 0, 1 << 50), "a three_day_phase_ms is before 1970"),
+        (with_value("symbol", 0, "A" * 101), "a symbol has a name that cannot be one"),
+        (with_value("symbol", 0, "A\x1b[2J"), "a symbol has a name that cannot be one"),
+        (with_value("count", 0, 5), "a bar has trades without volume, or volume without"),
+        (with_value("volume", 0, "5"), "a bar has trades without volume, or volume without"),
+        (with_value("count", 4, 1 << 63), "in a bar count is beyond 64 bits"),
+        (with_value("first", 4, -1), "in a bar first is negative, or beyond 64 bits"),
+        (with_value("last", 4, 1 << 63), "in a bar last is negative, or beyond 64 bits"),
+        (with_value("unofficial_minutes", 1, 1 << 60), "an open bar has more unofficial minutes"),
+        (with_value("high", 4, "9" * 221), "wrong shape: invalid value"),
+        (changed(unknown_spans=[0, 1]), "0 values of unknown_first_ms instead of 1"),
+        (changed(unknown_spans=[0, 1], unknown_first_ms=[5], unknown_last_ms=[5]),
+         "no minutes are suspect from 5 to 5"),
+        (changed(database_id="a'b"), "wrong shape: invalid value"),
+        (changed(generation=-1), "wrong shape: invalid value"),
+        (with_value("suspect_first_ms", 0, -MINUTE_MS), "no minutes are suspect from"),
         (with_value("unofficial_minutes", 1, -1), "an open bar has fewer than no unofficial"),
         (with_value("suspect_last_ms", 0, CUT), "no minutes are suspect from"),
         (with_value("suspect_first_ms", 0, CUT - 1), "no minutes are suspect from"),
@@ -312,6 +343,66 @@ def test_what_is_no_snapshot_is_refused(contents, flaw):
 def test_what_no_run_can_have_written_is_refused(contents, flaw):
     """A right digest does not make up for a state that cannot be."""
     assert refusal(contents).startswith(flaw)
+
+
+def test_minutes_before_a_contract_s_life_are_not_owed():
+    """A span since 1970 costs nothing: what is before the first kline, or the listing, is cut."""
+    state = small_state()
+    listed = replace(state.seeds[0], suspects=((0, CUT - MINUTE_MS),), unknown=((0, 0),))
+    first_ms = CUT - 9 * MINUTE_MS
+    known = replace(state.seeds[1], suspects=((0, CUT - MINUTE_MS),), first_ms=first_ms)
+    read = decode(encode(replace(state, seeds=(listed, known))), PATH)
+
+    listed_ms = listed.onboard_ms // MINUTE_MS * MINUTE_MS
+    assert read.seeds[0].suspects == ((listed_ms, CUT - MINUTE_MS),)
+    assert read.seeds[0].unknown == ()
+    assert read.seeds[1].suspects == ((first_ms, CUT - MINUTE_MS),)
+
+
+def as_of_0_1_0(state) -> bytes:
+    """The file that 0.1.0 would have written."""
+    tree = cbor2.loads(encode(state)[HEADER.size :])
+    for name in ("database_id", "generation", "first_ms"):
+        del tree[name]
+    for name in ("unknown_spans", "unknown_first_ms", "unknown_last_ms"):
+        del tree[name]
+    tree["next_id"] = [-1 if value is None else value for value in tree["next_id"]]
+    tree["last_trade_ms"] = [0 if value is None else value for value in tree["last_trade_ms"]]
+    payload = cbor2.dumps(tree)
+    return HEADER.pack(MAGIC, 1, len(payload), hashlib.sha256(payload).digest()) + payload
+
+
+def test_a_snapshot_of_0_1_0_is_read():
+    """Its numbers for what is not known become None; what it kept to itself is unknown."""
+    state = small_state()
+    other = replace(state.seeds[1], next_id=None, last_trade_ms=None)
+    state = replace(state, seeds=(state.seeds[0], other))
+    read = decode(as_of_0_1_0(state), PATH)
+
+    unknown = ((CUT - 3 * MINUTE_MS, CUT - 2 * MINUTE_MS),)
+    assert read == replace(
+        state, seeds=tuple(replace(seed, unknown=unknown) for seed in state.seeds)
+    )
+
+
+@pytest.mark.parametrize("column", ["next_id", "last_trade_ms", "symbol"])
+@pytest.mark.parametrize("value", [[False, 5], [0.0, 5], ["0", 5], 7, None])
+def test_a_snapshot_of_0_1_0_is_no_less_checked(column, value):
+    """Translating it lets nothing through."""
+    tree = cbor2.loads(as_of_0_1_0(small_state())[HEADER.size :])
+    tree[column] = value
+    payload = cbor2.dumps(tree)
+    head = HEADER.pack(MAGIC, 1, len(payload), hashlib.sha256(payload).digest())
+    refusal(head + payload)
+
+
+def test_a_file_larger_than_any_is_not_read(tmp_path):
+    """Nor is room made for it."""
+    path = tmp_path / "initial_state.cbor"
+    with path.open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(DamagedDataError, match="larger than any"):
+        read_snapshot(path)
 
 
 def test_an_impossible_state_is_not_written():

@@ -67,7 +67,7 @@ def test_a_second_opening_changes_nothing(path):
     Database.open(path).close()
     first = value(path, "SELECT value FROM meta WHERE key = 'database_id'")
     database = Database.open(path)
-    assert database.identity() == (first, 1)
+    assert database.identity == (first, 1)
     assert len(first) == 32
     database.close()
 
@@ -78,7 +78,7 @@ def test_two_databases_are_two(tmp_path):
     ids = set()
     for name in ("old.db", "a.db", "b.db"):
         database = Database.open(tmp_path / name)
-        ids.add(database.identity().database_id)
+        ids.add(database.identity.database_id)
         database.close()
     assert len(ids) == 3
 
