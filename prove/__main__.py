@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from prove.ledger import RESULTS, Ledger, Result, commit_here
-from prove.row import Broken, Outcome, Row, Skipped, summary
+from prove.row import SUMMARIES, Broken, Outcome, Row, Skipped, summary
 from prove.rows import ROWS
 
 NOTHING_FAILED, FAILED = 0, 3
@@ -36,6 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--lanes", type=int, help="runs side by side")
     parser.add_argument("--again", action="store_true", help="also what is in the results file")
     parser.add_argument("--list", action="store_true", help="say what rows there are")
+    parser.add_argument(
+        "--table", action="store_true", help="what is in the results file, for docs"
+    )
     parser.add_argument("--results", type=Path, help="default: prove/results/ci.jsonl")
     chosen = parser.parse_args(arguments)
     if unknown := set(chosen.rows) - ROWS.keys():
@@ -49,6 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return NOTHING_FAILED
     column = "release" if chosen.release else "ci"
     ledger = Ledger(chosen.results or RESULTS / f"{column}.jsonl")
+    if chosen.table:
+        print_table(rows, list(ledger.of(commit_here()).values()))
+        return NOTHING_FAILED
     return prove(rows, chosen, ledger)
 
 
@@ -183,10 +189,7 @@ def report(rows: Sequence[Row], results: Sequence[Result], *, whole: bool) -> in
         runs = [result for result in results if result.row == row.name]
         failures = [run for run in runs if run.failure]
         skips = [run for run in runs if run.skipped]
-        figures: dict[str, list[float]] = {}
-        for run in runs:
-            for name, values in run.figures.items():
-                figures.setdefault(name, []).extend(values)
+        figures = figures_of(runs)
         told = [
             f"{name}: median {summary(values, 'median'):g}, p95 {summary(values, 'p95'):g},"
             f" max {summary(values, 'max'):g}"
@@ -211,6 +214,38 @@ def report(rows: Sequence[Row], results: Sequence[Result], *, whole: bool) -> in
         for run in failures:
             print(f"{'':14}again: {replay_line(run)}")
     return FAILED if failed else NOTHING_FAILED
+
+
+def figures_of(runs: Sequence[Result]) -> dict[str, list[float]]:
+    """Return the figures of several runs together."""
+    figures: dict[str, list[float]] = {}
+    for run in runs:
+        for name, values in run.figures.items():
+            figures.setdefault(name, []).extend(values)
+    return figures
+
+
+def print_table(rows: Sequence[Row], results: Sequence[Result]) -> None:
+    """Print what is in the results file as a table in Markdown, a line a row."""
+    print("| row | runs | cases | failed | skipped | measured: median, p95, most |")
+    print("|---|---|---|---|---|---|")
+    for row in rows:
+        runs = [result for result in results if result.row == row.name]
+        if not runs:
+            continue
+        told = [
+            f"{name}: " + ", ".join(f"{summary(values, which):g}" for which in SUMMARIES)
+            for name, values in figures_of(runs).items()
+        ]
+        counts = (
+            len(runs),
+            sum(run.cases for run in runs),
+            sum(bool(run.failure) for run in runs),
+            sum(bool(run.skipped) for run in runs),
+        )
+        print(
+            f"| `{row.name}` | {' | '.join(f'{each:,}' for each in counts)} | {'; '.join(told)} |"
+        )
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from prove.process import (
 )
 from prove.row import check
 
-LIVE_S_MAX = 30.0
+LIVE_S_MAX = 60.0
 SETTLE_S_MAX = 240.0
 
 

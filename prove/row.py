@@ -77,6 +77,9 @@ def percentile(values: list[float], share: float) -> float:
     return ordered[max(0, -int(-share * len(ordered) // 1) - 1)]
 
 
+SUMMARIES = {"median": 0.5, "p95": 0.95, "max": 1.0}
+
+
 def summary(values: list[float], which: str) -> float:
     """Return the median, the p95 or the max of some values."""
-    return percentile(values, {"median": 0.5, "p95": 0.95, "max": 1.0}[which])
+    return percentile(values, SUMMARIES[which])
