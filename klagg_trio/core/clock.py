@@ -17,8 +17,10 @@ by the drift that a poor crystal may have.
 A sample that contradicts is *held*: it changes nothing. The offset follows it, as a *step*, once a
 second witness says the same: the wall clock has moved by as much since the offset was confirmed
 last (so it was the local clock that stood still), or several samples, spread over time, agree with
-each other and with the event times of most streams. So a lone jump of the samples passes by, and so
-does a stream that lies about the year.
+each other, and the event times of most streams have moved with them. So a lone jump of the samples
+passes by, and so does a stream that lies about the year. That event times *could* agree is not
+enough: they may be seconds late, and would agree with every step of seconds. Only where samples say
+the same for ten minutes is that believed: the streams may have become quicker meanwhile.
 
 At the start nothing is known yet. The first sample is *sure* once the wall clock or the event times
 agree with it, or many samples spread over most of a minute do while no stream says otherwise.
@@ -30,6 +32,7 @@ All times are in ms: `local_ms` by the local clock, the others since the epoch.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
@@ -43,6 +46,9 @@ RESOLUTION_MS: Final = 1.0
 SPREAD_MS: Final = 5_000
 SPREAD_SAMPLES: Final = 3
 """Samples that agree on a step have to be so many, over so much time, beside the event times."""
+
+STANDING_MS: Final = 600_000
+"""Samples that agree for so long are followed where event times could agree, and have not moved."""
 
 ALONE_MS: Final = 45_000
 ALONE_SAMPLES: Final = 5
@@ -116,6 +122,8 @@ class ExchangeTime:
     """Samples that contradict the offset in force and agree with each other, oldest first."""
     _wall_offset_ms: float | None = None
     """Wall clock less local clock, when the offset was confirmed last."""
+    _events_offset_ms: float | None = None
+    """What the streams said of the offset when a sample confirmed it last."""
     _first: Sample | None = None
     """While it is not sure, the oldest of the samples that agree with each other; their number."""
     _agreeing: int = 0
@@ -158,12 +166,14 @@ class ExchangeTime:
             if sample.error_ms <= known.error_at(sample.at_ms):
                 self.known = sample
             self._wall_offset_ms = wall_offset_ms
+            self._note_events(sample.at_ms)
             return Verdict.AGREES
         self._hold(sample)
         if self._wall_moved(sample, wall_offset_ms) or self._is_corroborated(sample):
             self.known = sample
             self._wall_offset_ms = wall_offset_ms
             self.held.clear()
+            self._note_events(sample.at_ms)
             self.steps += 1
             return Verdict.STEPPED
         return Verdict.HELD
@@ -189,6 +199,7 @@ class ExchangeTime:
         self._agreeing += 1
         self.known = sample
         self._wall_offset_ms = wall_offset_ms
+        self._note_events(sample.at_ms)
         streams = self._streams_say(sample, sample.at_ms)
         wall = (
             wall_offset_ms is not None
@@ -216,26 +227,50 @@ class ExchangeTime:
 
     def _is_corroborated(self, sample: Sample) -> bool:
         """Whether samples spread over time say the same, and the streams with them."""
+        said_ms = sample.at_ms - self.held[0].at_ms
         return (
             len(self.held) >= SPREAD_SAMPLES
-            and sample.at_ms - self.held[0].at_ms >= SPREAD_MS
+            and said_ms >= SPREAD_MS
             and self._streams_say(sample, sample.at_ms) is True
+            and (said_ms >= STANDING_MS or self._events_moved(sample))
         )
+
+    def _events_moved(self, sample: Sample) -> bool:
+        """Whether the event times have moved as a step would have them, rather than not at all."""
+        before_ms, now_ms = self._events_offset_ms, self._middle_of_events(sample.at_ms)
+        if self.known is None or before_ms is None or now_ms is None:
+            return True
+        moved_ms, stepped_ms = now_ms - before_ms, sample.offset_ms - self.known.offset_ms
+        return abs(moved_ms - stepped_ms) < abs(moved_ms)
+
+    def _note_events(self, local_ms: float) -> None:
+        """Keep what the streams say now; what they said before, where they say nothing."""
+        now_ms = self._middle_of_events(local_ms)
+        if now_ms is not None:
+            self._events_offset_ms = now_ms
+
+    def _middle_of_events(self, local_ms: float) -> float | None:
+        """Return the middle of what the streams say of the offset."""
+        middles = sorted(recent[len(recent) // 2] for recent in self._recent_events(local_ms))
+        return middles[len(middles) // 2] if middles else None
+
+    def _recent_events(self, local_ms: float) -> Iterator[list[float]]:
+        """Return what each stream that is heard says of the offset, in order of size."""
+        for events in self._events.values():
+            recent = [offset_ms for at_ms, offset_ms in events if local_ms - at_ms <= EVENT_AGE_MS]
+            if recent:
+                yield sorted(recent)
 
     def _streams_say(self, sample: Sample, local_ms: float) -> bool | None:
         """Whether most streams agree with an offset. None where no stream has said anything."""
         early_ms = EVENT_EARLY_MS + sample.error_at(local_ms)
         for_it = against = 0
-        for events in self._events.values():
-            recent = sorted(
-                offset_ms for at_ms, offset_ms in events if local_ms - at_ms <= EVENT_AGE_MS
-            )
-            if recent:
-                late_ms = sample.offset_ms - recent[len(recent) // 2]
-                if -early_ms <= late_ms <= EVENT_LATE_MS + early_ms:
-                    for_it += 1
-                else:
-                    against += 1
+        for recent in self._recent_events(local_ms):
+            late_ms = sample.offset_ms - recent[len(recent) // 2]
+            if -early_ms <= late_ms <= EVENT_LATE_MS + early_ms:
+                for_it += 1
+            else:
+                against += 1
         if not for_it + against:
             return None
         return for_it > against

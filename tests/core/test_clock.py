@@ -126,6 +126,21 @@ def test_true_step_is_followed_within_seconds(step_ms, streams):
     assert world.time.held == []
 
 
+@given(st.integers(-300_000, 300_000).filter(lambda x: abs(x) > 500), st.integers(0, 2_000))
+def test_samples_that_run_away_from_the_streams_are_never_followed(lie_ms, delay_ms):
+    """For minutes the exchange's answers say so, and event times may be seconds late."""
+    world = World()
+    world.event(delay_ms=delay_ms)
+    world.sample()
+    for number in range(300):
+        world.local_ms += 250
+        world.event(delay_ms=delay_ms)
+        if number % 4 == 0:
+            assert world.sample(lie_ms) is Verdict.HELD
+    assert abs(world.wrong_ms()) <= 10
+    assert world.sample() is Verdict.AGREES
+
+
 def test_step_needs_samples_over_time_and_streams():
     """Many samples in one burst are one witness; without any stream they stay one."""
     world = World()
