@@ -16,6 +16,7 @@ repair reads the shards' suspect minutes.
 from __future__ import annotations
 
 import json
+import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -28,7 +29,7 @@ import trio
 from klagg_trio import cmd
 from klagg_trio.auditor import Auditor
 from klagg_trio.backlog import Backlog
-from klagg_trio.core.errors import ConfigurationError
+from klagg_trio.core.errors import ConfigurationError, StoreError
 from klagg_trio.core.facts import BarCounts, Event, Facts, TradeCounts
 from klagg_trio.core.intervals import select
 from klagg_trio.core.plain import plain
@@ -88,8 +89,8 @@ CLOSES_KEPT: Final = 30
 RANKED: Final = 20
 """Symbols in the lists of the busiest and the newest."""
 
-SHUTDOWN_LIMIT_S: Final = 30.0
-"""A disk that hangs must not keep the program for ever; normally the wave takes 0.1 s."""
+SHUTDOWN_LIMIT_S: Final = 8.0
+"""A disk that refuses must not keep the program for ever; normally the wave takes 0.1 s."""
 
 Watch = Callable[[Callable[[], Vitals]], Awaitable[None]]
 
@@ -192,6 +193,8 @@ class App:
         self._told: dict[str, tuple[int, int]] = {}
         """By kind, when a repeated event was told last, and how many have not been since."""
         self.events_dropped = 0
+        self.timed_out = False
+        """Whether the end took too long and was cut short."""
         self._dropped_told = 0
         self._closes: dict[str, deque[float]] = {}
         self._closes_ms = 0
@@ -482,42 +485,80 @@ async def run_app(
     stop: trio.Event,
     watch: Watch | None = None,
     on_commit: OnCommit | None = None,
+    ending: Callable[[], None] = lambda: None,
     task_status: trio.TaskStatus[App] = trio.TASK_STATUS_IGNORED,
 ) -> RunReport:
     """Run klagg from a start state until `stop` is set. Raises what ends it otherwise.
 
-    `watch` is the dashboard or the status line: an async function that is given `App.read`.
-    `on_commit` is told what each transaction made durable.
+    Args:
+        settings: of the run.
+        edge: everything outside the process.
+        database: where bars go.
+        start: the state to start from.
+        stop: set from outside to end it.
+        watch: the dashboard or the status line, an async function that is given `App.read`.
+        on_commit: told what each transaction made durable.
+        ending: called when the end begins, for whatever reason.
+        task_status: told of the app once it runs.
     """
     app = App(settings, edge, database, start, settings.data_dir, on_commit=on_commit)
     await app.clock.sync()
-    async with trio.open_nursery() as line:
-        line.start_soon(app.writer.run)
-        for number, (shard, end) in enumerate(zip(app.shards, app.inbox_ends, strict=True)):
-            send = app.to_writer.clone()
-            line.start_soon(_run_worker, number, shard, end, send, app.backlog)
-        async with trio.open_nursery() as sources:
-            sources.start_soon(app.feeds.run, sources, app.subscriptions)
-            sources.start_soon(_run_minute_clock, app)
-            sources.start_soon(_run_resync, app)
-            sources.start_soon(app.sentinel.run)
-            sources.start_soon(_run_when_time_is_sure, app, sources)
-            sources.start_soon(app.refresh_open_bars)
-            sources.start_soon(app.journal)
-            sources.start_soon(app.report_figures)
-            if watch is not None:
-                sources.start_soon(watch, app.read)
-            task_status.started(app)
-            await stop.wait()
-            sources.cancel_scope.cancel()
-        line.cancel_scope.deadline = trio.current_time() + SHUTDOWN_LIMIT_S
-        await _close_line(app)
+    try:
+        await _run_line(app, stop, watch, ending, task_status)
+    except* trio.BrokenResourceError:
+        if not app.timed_out:  # else the end of a line that was cut short
+            raise
+    if app.timed_out:
+        raise StoreError(
+            f"stopped, but the disk did not take everything within {SHUTDOWN_LIMIT_S:.0f} s"
+            f"{app.writer.trouble and f' ({app.writer.trouble})'}; what is not stored is fetched "
+            "anew at the next start"
+        )
     vitals = app.read()
     return RunReport(
         vitals=replace(vitals, events=tuple(app.writer.recent_events())),
         added=tuple(app.discovery.added),
         removed=tuple(app.discovery.removed),
     )
+
+
+async def _run_line(
+    app: App,
+    stop: trio.Event,
+    watch: Watch | None,
+    ending: Callable[[], None],
+    task_status: trio.TaskStatus[App],
+) -> None:
+    """Run all tasks until `stop`, then let the wave go down the line, within its deadline."""
+    deadline_s = math.inf
+    try:
+        async with trio.open_nursery() as line:
+            line.start_soon(app.writer.run)
+            for number, (shard, end) in enumerate(zip(app.shards, app.inbox_ends, strict=True)):
+                send = app.to_writer.clone()
+                line.start_soon(_run_worker, number, shard, end, send, app.backlog)
+            async with trio.open_nursery() as sources:
+                sources.start_soon(app.feeds.run, sources, app.subscriptions)
+                sources.start_soon(_run_minute_clock, app)
+                sources.start_soon(_run_resync, app)
+                sources.start_soon(app.sentinel.run)
+                sources.start_soon(_run_when_time_is_sure, app, sources)
+                sources.start_soon(app.refresh_open_bars)
+                sources.start_soon(app.journal)
+                sources.start_soon(app.report_figures)
+                if watch is not None:
+                    sources.start_soon(watch, app.read)
+                task_status.started(app)
+                try:
+                    await stop.wait()
+                finally:
+                    ending()
+                # Now: a source may wait for room in an inbox, and is not cancelled before it has it.
+                line.cancel_scope.deadline = deadline_s = trio.current_time() + SHUTDOWN_LIMIT_S
+                sources.cancel_scope.cancel()
+            await _close_line(app)
+    finally:
+        app.timed_out = trio.current_time() >= deadline_s
 
 
 async def _close_line(app: App) -> None:

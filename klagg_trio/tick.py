@@ -48,9 +48,9 @@ log = logging.getLogger(__name__)
 AGGREGATION_WINDOW_MS: Final = 100
 """The exchange collects fills of one price and side for this long before it sends them."""
 
-SLICE_MINUTES: Final = 240
+SLICE_MINUTES: Final = 120
 """Minutes sealed by one Tick when late. Where nobody watched they are told as spans, so a slice
-holds the loop no longer than a tick, and is some 150,000 rows of 500 symbols on disk."""
+holds the loop no longer than a tick, and is some 75,000 rows of 500 symbols on disk."""
 
 SLICES_AHEAD: Final = 2
 """Slices on their way to the disk: one is written while the next one is made."""

@@ -43,6 +43,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "demo": EDGE | set(TASKS) | {"sim", "backfill", "nursery_app", "demo"},
     "commands": {"*"},
     "interrupt": set(),
+    "watchdog": {"core"},
     "cli": {"core", "settings", "commands", "interrupt"},
     "__main__": {"cli"},
     "__init__": set(),

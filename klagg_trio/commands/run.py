@@ -39,6 +39,7 @@ from klagg_trio.store.database import Database
 from klagg_trio.store.start import read_start, settle_start
 from klagg_trio.store.thread import one_thread
 from klagg_trio.vitals import Vitals
+from klagg_trio.watchdog import Watchdog
 
 
 def run_command(flags: Mapping[str, str | None], *, headless: bool, duration: str | None) -> int:
@@ -62,12 +63,14 @@ def _run_here(settings: Settings, headless: bool, seconds: float | None) -> RunR
     with locked(settings.data_dir):
         start = read_start(path, snapshot)
         database = open_database(settings.data_dir)
+        watchdog = Watchdog()
         try:
             settle_start(database, start, snapshot, _tell)
             settings = settle_symbols(settings, database)
-            return trio.run(_run, settings, database, start, _watch(headless), seconds)
+            return trio.run(_run, settings, database, start, _watch(headless), seconds, watchdog)
         finally:
             database.close()
+            watchdog.ended()
 
 
 def _tell(text: str) -> None:
@@ -89,6 +92,7 @@ async def _run(
     start: StartState,
     watch: Watch,
     seconds: float | None,
+    watchdog: Watchdog,
 ) -> RunReport | None:
     """Run to a clean stop. Returns None where it was interrupted before it had begun."""
     stop, ended = trio.Event(), trio.Event()
@@ -109,6 +113,7 @@ async def _run(
         async def stop_at_signal(task_status: trio.TaskStatus[None]) -> None:
             await wait_signal(task_status)
             stop.set()
+            watchdog.begin()
             if app is None:
                 nursery.cancel_scope.cancel()
 
@@ -127,6 +132,7 @@ async def _run(
                 start=start,
                 stop=stop,
                 watch=watch_while_read,
+                ending=watchdog.begin,
                 task_status=task_status,
             )
             ended.set()
