@@ -553,7 +553,7 @@ async def _run_line(
                     await stop.wait()
                 finally:
                     ending()
-                # Now: a source may wait for room in an inbox, and is not cancelled before it has it.
+                # Now: a source that waits for room in an inbox is not cancelled before.
                 line.cancel_scope.deadline = deadline_s = trio.current_time() + SHUTDOWN_LIMIT_S
                 sources.cancel_scope.cancel()
             await _close_line(app)

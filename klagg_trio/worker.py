@@ -24,10 +24,10 @@ def apply(number: int, shard: Shard, message: cmd.Message) -> list[cmd.Record]:
     facts: Facts | None = None
     parts: list[Facts] = []
     match message:
-        case cmd.TradeBatch(trades):
-            facts = shard.apply_trades(trades)
-        case cmd.TradeColumnsBatch(runs):
-            facts = shard.apply_runs(runs)
+        case cmd.TradeBatch(trades, now_ms):
+            facts = shard.apply_trades(trades, now_ms)
+        case cmd.TradeColumnsBatch(runs, now_ms):
+            facts = shard.apply_runs(runs, now_ms)
         case cmd.TradesRefused(refused):
             facts = shard.refuse_trades(refused)
         case cmd.Tick(minute_ms):

@@ -76,12 +76,17 @@ class Shard:
 
     # -- What happens --------------------------------------------------------------------------
 
-    def apply_trades(self, batch: Iterable[Trade]) -> Facts | None:
-        """Put trades into their minutes. Returns None where that is all there is to say."""
+    def apply_trades(self, batch: Iterable[Trade], now_ms: int | None = None) -> Facts | None:
+        """Put trades into their minutes. Returns None where that is all there is to say.
+
+        `now_ms` is exchange time, where it is sure: no trade is from later.
+        """
+        self._state.now_ms = now_ms
         return trades.apply_trades(self._state, batch)
 
-    def apply_runs(self, runs: TradeRuns) -> Facts | None:
+    def apply_runs(self, runs: TradeRuns, now_ms: int | None = None) -> Facts | None:
         """Put trades that come as columns into their minutes: the same as `apply_trades`."""
+        self._state.now_ms = now_ms
         return trades.apply_runs(self._state, runs)
 
     def refuse_trades(self, refused: Iterable[tuple[str, int | None]]) -> Facts:

@@ -215,6 +215,8 @@ class ShardState:
     bars: BarCounts = field(default_factory=BarCounts)
     merged_told: bool = False
     """Whether the merged bars have been asked for since the last tick."""
+    now_ms: int | None = None
+    """Exchange time when trades came last; None where it was not sure."""
     pending: PendingMinute | None = None
     """Sums of trades that have reached their minute, but not yet its bar."""
 

@@ -28,7 +28,13 @@ from klagg_trio.core.shard.state import ShardState, SymbolState
 from klagg_trio.core.trade import Trade
 
 AHEAD_MS_MAX: Final = 10 * MINUTE_MS
-"""A trade further ahead of the clock than this is nonsense; ten minutes outlast a slow resync."""
+"""Where exchange time is not sure, a trade further ahead of the shard's clock is nonsense."""
+
+LEAD_MS_MAX: Final = 5_000
+"""Where it is sure, a trade further ahead of it is: however far behind the shard is."""
+
+AHEAD_BARS_MAX: Final = 16
+"""Minutes ahead of the shard's that a symbol may have trades in, while it catches up."""
 
 BEHIND_MS_MAX: Final = 15 * MINUTE_MS
 """A trade further behind is nonsense too: streams repeat nothing, and ids tell what was missed."""
@@ -140,11 +146,16 @@ def refuse(shard: ShardState, state: SymbolState, time_ms: int | None, facts: Fa
     next trade tells by its id whether something is missing; nothing else of the trade is believed.
     """
     at_ms = time_ms if time_ms is not None and _may_be(shard, time_ms) else None
-    if at_ms is None:  # it came now, and was on its way for no longer than a minute
-        open_ms, end_ms = state.last_sealed_ms, state.minute.end_ms
-    else:
+    if at_ms is not None:
         open_ms = MINUTE.floor(at_ms)
         end_ms = open_ms + MINUTE_MS
+    else:  # it came now, and was on its way for no longer than a minute
+        open_ms, end_ms = state.last_sealed_ms, state.minute.end_ms
+        if shard.now_ms is not None:  # the shard may be behind
+            end_ms = max(end_ms, MINUTE.floor(shard.now_ms) + MINUTE_MS)
+    if time_ms is not None and end_ms <= time_ms < end_ms + AHEAD_MS_MAX:
+        # Should it be the clock that is wrong, that minute lacks it.
+        state.missing.add(MINUTE.floor(time_ms), MINUTE.floor(time_ms))
     if state.live_since_ms is None or state.live_since_ms >= end_ms:
         return  # nobody vouches for that minute anyhow
     findings = Findings()
@@ -160,13 +171,23 @@ def refuse(shard: ShardState, state: SymbolState, time_ms: int | None, facts: Fa
 
 def _may_be(shard: ShardState, time_ms: int) -> bool:
     """Whether a trade may have been made at that time, by the clock."""
-    ahead_ms = time_ms - shard.minute_ms - MINUTE_MS
-    return ahead_ms < AHEAD_MS_MAX and time_ms >= shard.minute_ms - BEHIND_MS_MAX
+    if shard.now_ms is not None:
+        latest_ms = max(shard.now_ms + LEAD_MS_MAX, shard.minute_ms + MINUTE_MS)
+    else:
+        latest_ms = shard.minute_ms + MINUTE_MS + AHEAD_MS_MAX
+    return shard.minute_ms - BEHIND_MS_MAX <= time_ms < latest_ms
+
+
+def _is_one_too_far(state: SymbolState, trade: Trade) -> bool:
+    """Whether a trade would need one more minute ahead than there may be."""
+    if len(state.ahead) < AHEAD_BARS_MAX or trade.time_ms < state.minute.end_ms:
+        return False
+    return MINUTE.floor(trade.time_ms) not in state.ahead
 
 
 def _apply_unusual(shard: ShardState, state: SymbolState, trade: Trade, facts: Facts) -> None:
     """Apply a trade that jumps, repeats, is out of order, or is not of the running minute."""
-    if not _may_be(shard, trade.time_ms):
+    if not _may_be(shard, trade.time_ms) or _is_one_too_far(state, trade):
         shard.trades.rejected += 1
         refuse(shard, state, trade.time_ms, facts)
         return
