@@ -16,8 +16,10 @@ open bar at the cut, and with it the minutes that passed while history was fetch
 requests name both ends, and nothing that ends after the cut is taken: an hour, a day or a month
 may end meanwhile.
 
-USD-M has a kline for every interval since a symbol's listing, traded or not. So a missing one is
-an error of the exchange's answer, never skipped over; the symbol is reported and left out.
+USD-M has a kline for every interval since a symbol's listing, traded or not. One that is missing or
+contradicts itself is asked for again, and then costs its own minute and no more: a suspect
+placeholder is stored in its place, told of, and owed by the start snapshot, so that repair asks for
+it. Longer bars over it are fetched as they are. A symbol is left out only where there is nothing.
 
 Everything up to `Backfill` is pure.
 """
@@ -29,14 +31,16 @@ import decimal
 import math
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Final
 
 import trio
 
-from klagg_trio.core.bar import EXACT, ZERO, Bar, Source, newborn
+from klagg_trio.core.bar import EXACT, Bar, Source, newborn
 from klagg_trio.core.errors import BannedError, ConfigurationError, KlaggError, RemoteError
-from klagg_trio.core.facts import BarFact, Facts, RunningBar
+from klagg_trio.core.facts import BarFact, Event, Facts, RunningBar
+from klagg_trio.core.gaps import Spans
 from klagg_trio.core.intervals import (
     DAY_MS,
     HOUR_MS,
@@ -46,7 +50,9 @@ from klagg_trio.core.intervals import (
     THREE_DAY_PHASE_MS,
     THREE_DAYS_MS,
     Interval,
+    count_text,
     select,
+    utc_text,
 )
 from klagg_trio.core.seed import OpenBar, Seed, StartState
 from klagg_trio.exchange import wire
@@ -122,6 +128,8 @@ class BackfillReport:
     """Symbols left out, each with the reason."""
     waiting: tuple[tuple[str, str], ...]
     """Symbols asked for by name that do not trade now: `run` takes them up when they do."""
+    owing: tuple[tuple[str, str], ...]
+    """Symbols with minutes that the exchange served no usable kline for, each with which."""
     bars: int
     weight: int
     snapshot: Path
@@ -176,51 +184,71 @@ def ladder(intervals: Iterable[Interval], base_ms: int, end_ms: int) -> list[Req
     ]
 
 
-def checked(bars: Sequence[Bar], request: Request, onboard_ms: int) -> list[Bar]:
-    """Return the bars asked for. RemoteError where one is missing that the exchange must have.
+def filled(
+    bars: Sequence[Bar], request: Request, onboard_ms: int, price: Decimal | None
+) -> list[Bar]:
+    """Return the bars asked for, with a suspect placeholder in the place of each missing one.
 
-    Only what is younger than the symbol's listing may be missing, at the start.
+    What is younger than the symbol's listing may be missing at the start, and is not filled.
+    `price` is the close before the first bar, where it is known: what a placeholder is flat at.
     """
     interval = request.interval
     kept = [bar for bar in bars if request.first_ms <= bar.open_ms and bar.end_ms <= request.end_ms]
+    kept = [bar for bar in kept if interval.is_open(bar.open_ms)]
     next_ms = request.first_ms
-    if onboard_ms + LISTING_SLACK_MS > next_ms:
+    if price is None:
         if not kept:
-            return kept
-        next_ms = kept[0].open_ms
-        if not interval.is_open(next_ms):
-            raise RemoteError(f"a {interval.name} kline opens at {next_ms}, off the calendar")
-    for bar in kept:
-        if bar.open_ms != next_ms:
-            break
-        next_ms = interval.end(next_ms)
-        if bar.end_ms != next_ms:
-            raise RemoteError(f"the {interval.name} kline at {bar.open_ms} has a wrong close time")
-    if next_ms != request.end_ms:
-        raise RemoteError(f"the {interval.name} kline at {next_ms} is missing; try again later")
-    return kept
+            return []
+        price = kept[0].open
+        if onboard_ms + LISTING_SLACK_MS > next_ms:
+            next_ms = kept[0].open_ms
+    by_time = {bar.open_ms: bar for bar in kept}
+    whole = []
+    while next_ms < request.end_ms:
+        bar = by_time.get(next_ms)
+        if bar is None:
+            bar = newborn(next_ms, interval.end(next_ms), price)
+            bar.source = Source.SUSPECT
+        whole.append(bar)
+        next_ms, price = bar.end_ms, bar.close
+    return whole
 
 
 # -- Merging ---------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Running:
+    """A longer bar as far as its parts have come."""
+
+    bar: Bar
+    owed_minutes: int = 0
+    """Minutes in it that are placeholders, and owed to repair one by one."""
+    inexact: bool = False
+    """Whether a part of it is a placeholder that nobody owes: only its official bar helps."""
 
 
 class Roller:
     """Merges longer bars from official parts that come in order of time, of any length.
 
     Only whole bars come out: one whose first part was not seen, or that a hole runs through, is
-    left out until the next one of its interval begins.
+    left out until the next one of its interval begins. One with a placeholder in it is suspect.
     """
 
-    def __init__(self, intervals: Iterable[Interval], first_ms: int) -> None:
+    def __init__(
+        self, intervals: Iterable[Interval], first_ms: int, owed: Spans | None = None
+    ) -> None:
         """`intervals` are those longer than a minute.
 
         Parts are wanted from `first_ms` on. Where they begin later, that is the symbol's own
-        beginning, and every bar that holds the first part is whole.
+        beginning, and every bar that holds the first part is whole. `owed` are the minutes that
+        repair will be told of.
         """
-        self._running: dict[Interval, Bar | None] = dict.fromkeys(intervals)
+        self._running: dict[Interval, _Running | None] = dict.fromkeys(intervals)
         self._first_ms = first_ms
+        self._owed = Spans() if owed is None else owed
         self._next_ms: int | None = None
-        self.last_close = ZERO
+        self.last_close: Decimal | None = None
 
     def roll(self, symbol: str, parts: Iterable[Bar]) -> list[BarFact]:
         """Merge parts; return the longer bars that ended with them."""
@@ -240,33 +268,44 @@ class Roller:
 
     def _add(self, interval: Interval, part: Bar, born: bool) -> Bar | None:
         """Merge a part into the running bar of one interval. Returns the bar if it ends so."""
-        bar = self._running[interval]
-        if bar is None:
+        running = self._running[interval]
+        if running is None:
             open_ms = interval.floor(part.open_ms)
             end_ms = interval.end(open_ms)
             if part.end_ms > end_ms or (part.open_ms != open_ms and not born):
                 return None
-            bar = self._running[interval] = newborn(open_ms, end_ms, part.open)
+            running = _Running(newborn(open_ms, end_ms, part.open))
+            self._running[interval] = running
+        bar = running.bar
         bar.absorb(part)
+        if part.source == Source.SUSPECT:
+            if _is_minute(part) and self._owed.holds(part.open_ms):
+                running.owed_minutes += 1
+            else:
+                running.inexact = True
         if part.end_ms < bar.end_ms:
             return None
-        bar.source = Source.OFFICIAL
+        whole = not running.owed_minutes and not running.inexact
+        bar.source = Source.OFFICIAL if whole else Source.SUSPECT
         self._running[interval] = None
         return bar
 
     def open_bars(self, cut_ms: int) -> list[OpenBar]:
         """Return the bar of each interval that is open at the cut, which all parts lead up to."""
-        if self._next_ms is None:
+        if self._next_ms is None or self.last_close is None:
             raise RemoteError("it has no klines yet")
         if self._next_ms != cut_ms:
             raise RemoteError(f"its klines end at {self._next_ms} instead of {cut_ms}")
         open_bars = []
-        for interval, bar in self._running.items():
-            if bar is None:
+        for interval, running in self._running.items():
+            if running is None:
                 if not interval.is_open(cut_ms):
                     raise RemoteError(f"its klines do not reach back to the open {interval.name}")
-                bar = newborn(cut_ms, interval.end(cut_ms), self.last_close)
-            open_bars.append(OpenBar(interval.name, bar.copy(), 0))
+                running = _Running(newborn(cut_ms, interval.end(cut_ms), self.last_close))
+            bar = running.bar.copy()
+            if running.inexact:
+                bar.source = Source.SUSPECT
+            open_bars.append(OpenBar(interval.name, bar, running.owed_minutes))
         return open_bars
 
 
@@ -307,6 +346,16 @@ class SymbolPlan:
         """What of them has been stored meanwhile."""
         self._intervals = intervals
         self.three_day_phase_ms = THREE_DAY_PHASE_MS
+        self.owed = Spans()
+        """Minutes stored as placeholders: repair asks for them again."""
+        self.unknown = Spans()
+        """Minutes that came among those because there were too many spans of them."""
+        self.reason = ""
+        """What was wrong with the first of them."""
+        self.price: Decimal | None = None
+        """A price of the symbol's, where one was fetched."""
+        self.doubtful: dict[tuple[str, int], Bar] = {}
+        """Longer bars over placeholders, in case that their official ones are missing."""
 
     @property
     def intervals(self) -> tuple[Interval, ...]:
@@ -354,6 +403,20 @@ class SymbolPlan:
         """Return the requests to be made together; none for the time before the listing."""
         useful = [request for request in requests if request.end_ms > self.contract.onboard_ms]
         return [useful[i : i + PAGES_TOGETHER] for i in range(0, len(useful), PAGES_TOGETHER)]
+
+    def owe(self, minutes: Iterable[Bar]) -> None:
+        """Note the placeholders among minutes that are stored."""
+        for bar in minutes:
+            if bar.source == Source.SUSPECT:
+                blurred = self.owed.add(bar.open_ms, bar.open_ms)
+                if blurred is not None:
+                    self.unknown.add(*blurred)
+
+    def best(self, interval: str, bar: Bar) -> Bar:
+        """Return a longer bar, or what minutes tell of it where it is a placeholder."""
+        return (
+            bar if bar.source != Source.SUSPECT else self.doubtful.get((interval, bar.open_ms), bar)
+        )
 
     def have(self, interval: str, bar: Bar) -> None:
         """Note that a longer bar has been stored."""
@@ -479,12 +542,15 @@ class Backfill:
         names = tuple(interval.name for interval in self._intervals)
         path = self._settings.data_dir / SNAPSHOT_NAME
         state = StartState(cut_ms, names, in_order)
-        await self._run_in_thread(_finish, self._database, state, path)
+        owing = [plan for plan in plans if plan.owed]
+        events = [Event(cut_ms, "suspect", plan.symbol, _owed_text(plan)) for plan in owing]
+        await self._run_in_thread(_finish, self._database, state, path, events)
         return BackfillReport(
             cut_ms=cut_ms,
             symbols=tuple(seed.symbol for seed in in_order),
             failed=tuple(self._failed.items()),
             waiting=tuple(self._waiting.items()),
+            owing=tuple((plan.symbol, _owed_text(plan)) for plan in owing),
             bars=self._bars,
             weight=self._weight,
             snapshot=path,
@@ -635,38 +701,63 @@ class Backfill:
             plan.three_day_phase_ms = klines.bars[-1].open_ms % THREE_DAYS_MS
 
     async def _fill_history(self, plan: SymbolPlan) -> None:
-        """Fetch and store what a symbol lacks up to the plan's end."""
+        """Fetch and store what a symbol lacks up to the plan's end.
+
+        A longer bar over placeholders is left to the second loop, which asks for its own official
+        one. Where that is missing as well, a placeholder stands for it too.
+        """
         for span in plan.minutes:
             requests = plan.requests(span)
             roller = Roller(plan.intervals[1:], requests[0].first_ms)
             for together in plan.groups(requests):
-                bars = await self._fetch(plan, together)
+                bars = await self._fetch(plan, together, roller.last_close)
                 minutes = [bar for bar in bars if _is_minute(bar) and bar.open_ms >= span[0]]
-                longer = [
+                ended = [
                     fact
                     for fact in roller.roll(plan.symbol, bars)
                     if plan.lacks(fact.interval, fact.bar.open_ms)
                 ]
+                longer = [fact for fact in ended if fact.bar.source == Source.OFFICIAL]
+                for fact in ended:
+                    if fact.bar.source == Source.SUSPECT:
+                        plan.doubtful[fact.interval, fact.bar.open_ms] = fact.bar
                 await self._store(plan, minutes, longer)
+            plan.price = roller.last_close or plan.price
         for interval in plan.intervals[1:]:
             for first_ms, end_ms in plan.leftover(interval.name):
                 for request in pages(interval, first_ms, end_ms):
-                    bars = await self._fetch(plan, [request])
-                    longer = [BarFact(plan.symbol, interval.name, bar) for bar in bars]
+                    bars = await self._fetch(plan, [request], await self._price_of(plan))
+                    longer = [
+                        BarFact(plan.symbol, interval.name, plan.best(interval.name, bar))
+                        for bar in bars
+                    ]
                     await self._store(plan, [], longer)
+
+    async def _price_of(self, plan: SymbolPlan) -> Decimal | None:
+        """Return a price of the symbol's, for placeholders: one that was fetched, or the newest."""
+        if plan.price is None:
+            self._weight += 1
+            klines = await self._rest.klines(
+                plan.symbol, MINUTE.name, limit=1, priority=Priority.BACKFILL
+            )
+            plan.price = klines.bars[-1].close if klines.bars else None
+        return plan.price
 
     async def _fill_state(self, plan: SymbolPlan, cut_ms: int) -> Seed:
         """Return the symbol's exact state at the cut; store what has ended since the history."""
         base_ms = min(plan.until_ms, cut_ms - MINUTE_MS)  # one minute at least, for its close
         requests = ladder(plan.intervals[1:], base_ms, cut_ms)
-        roller = Roller(plan.intervals[1:], requests[0].first_ms)
+        roller = Roller(plan.intervals[1:], requests[0].first_ms, plan.owed)
         for together in plan.groups(requests):
-            bars = await self._fetch(plan, together)
+            bars = await self._fetch(plan, together, roller.last_close)
             minutes = [bar for bar in bars if _is_minute(bar) and bar.open_ms >= plan.until_ms]
+            plan.owe(minutes)  # before they are merged: then it is known who owes them
             longer = [
                 fact for fact in roller.roll(plan.symbol, bars) if fact.bar.end_ms > plan.until_ms
             ]
             await self._store(plan, minutes, longer)
+        open_bars = tuple(roller.open_bars(cut_ms))
+        assert roller.last_close is not None, "open_bars has looked"
         return Seed(
             symbol=plan.symbol,
             onboard_ms=plan.contract.onboard_ms,
@@ -675,11 +766,18 @@ class Backfill:
             next_id=None,
             last_trade_ms=None,
             three_day_phase_ms=plan.three_day_phase_ms,
-            open_bars=tuple(roller.open_bars(cut_ms)),
+            open_bars=open_bars,
+            suspects=tuple(plan.owed),
+            unknown=tuple(plan.unknown),
         )
 
-    async def _fetch(self, plan: SymbolPlan, requests: Sequence[Request]) -> list[Bar]:
-        """Return the bars of several requests made at once, in the order of the requests."""
+    async def _fetch(
+        self, plan: SymbolPlan, requests: Sequence[Request], price: Decimal | None
+    ) -> list[Bar]:
+        """Return the bars of several requests made at once, in the order of the requests.
+
+        `price` is the close before them, where it is known.
+        """
         answers: list[list[Bar]] = [[] for _ in requests]
         failures: list[KlaggError] = []
 
@@ -695,10 +793,25 @@ class Backfill:
                 nursery.start_soon(fetch, index, request)
         if failures:
             raise failures[0]
-        return [bar for answer in answers for bar in answer]
+        onboard_ms = plan.contract.onboard_ms
+        if price is None and onboard_ms + LISTING_SLACK_MS <= requests[0].first_ms:
+            price = next((bar.open for answer in answers for bar in answer), None)
+            if price is None:
+                first_ms, name = requests[0].first_ms, requests[0].interval.name
+                raise RemoteError(f"it has no {name} klines from {utc_text(first_ms)} UTC on")
+        bars: list[Bar] = []
+        for request, answer in zip(requests, answers, strict=True):
+            bars += filled(answer, request, onboard_ms, price)
+            price = bars[-1].close if bars else price
+        return bars
 
     async def _fetch_one(self, plan: SymbolPlan, request: Request) -> list[Bar]:
-        """Return the bars of one request; wait a little where the newest is not served yet."""
+        """Return the bars of one request; ask again where some are missing or refused.
+
+        The newest ones may not be served yet: those are worth a few more askings. Others are asked
+        for once more.
+        """
+        onboard_ms = plan.contract.onboard_ms
         for attempt in range(1 + TAIL_RETRIES):
             self._weight += request.weight
             klines = await self._rest.klines(
@@ -709,19 +822,22 @@ class Backfill:
                 limit=request.count,
                 priority=Priority.BACKFILL,
             )
-            try:
-                return checked(klines.bars, request, plan.contract.onboard_ms)
-            except RemoteError:
-                lacks_newest = (
-                    klines.bars and request.interval.end(klines.bars[-1].end_ms) == request.end_ms
-                )
-                if attempt == TAIL_RETRIES or not lacks_newest:
-                    raise
+            whole = filled(klines.bars, request, onboard_ms, None)
+            if whole and all(bar.source == Source.OFFICIAL for bar in whole):
+                return klines.bars
+            lacks_newest = not whole or whole[-1].source == Source.SUSPECT
+            if attempt == TAIL_RETRIES or (attempt and not lacks_newest):
+                break
             await trio.sleep(TAIL_PAUSE_S)
-        raise AssertionError("the last attempt returns or raises")
+        if not plan.reason and klines.refused:
+            row = klines.refused[0]
+            at = "" if row.open_ms is None else f" of {utc_text(row.open_ms)}"
+            plan.reason = f"; the {request.interval.name} kline{at} was refused: {row.reason}"
+        return klines.bars
 
     async def _store(self, plan: SymbolPlan, minutes: list[Bar], longer: list[BarFact]) -> None:
         """Make bars durable, then count them."""
+        plan.owe(minutes)
         by_interval: dict[str, list[Bar]] = {}
         if minutes:
             by_interval[MINUTE.name] = minutes
@@ -737,6 +853,13 @@ class Backfill:
 def _utc(at_ms: int) -> str:
     at = datetime.datetime.fromtimestamp(at_ms / 1_000, datetime.UTC)
     return f"{at:%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _owed_text(plan: SymbolPlan) -> str:
+    """Say which minutes of a symbol have no usable kline."""
+    first_ms, _ = next(iter(plan.owed))
+    count = count_text(plan.owed.minutes, "minute")
+    return f"no usable kline for {count} from {utc_text(first_ms)} UTC on{plan.reason}"
 
 
 def _is_minute(bar: Bar) -> bool:
@@ -768,7 +891,7 @@ def _put_history(database: Database, symbol: str, by_interval: dict[str, list[Ba
         database.put_history(symbol, interval, bars)
 
 
-def _finish(database: Database, state: StartState, path: Path) -> None:
+def _finish(database: Database, state: StartState, path: Path, events: list[Event]) -> None:
     """Show the open bars of the cut, then write the snapshot: with it the backfill is done."""
     from klagg_trio.store.start_snapshot import write_snapshot
 
@@ -778,6 +901,6 @@ def _finish(database: Database, state: StartState, path: Path) -> None:
         minute = newborn(cut_ms, cut_ms + MINUTE_MS, seed.last_close)
         running.append(RunningBar(seed.symbol, MINUTE.name, minute, cut_ms))
         running += [RunningBar(seed.symbol, x.interval, x.bar, cut_ms) for x in seed.open_bars]
-    database.commit(cut_ms, (), running)
+    database.commit(cut_ms, [Facts(events=events)] if events else (), running)
     database_id, generation = database.identity
     write_snapshot(path, replace(state, database_id=database_id, generation=generation))

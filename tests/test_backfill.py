@@ -24,8 +24,8 @@ from klagg_trio.backfill import (
     FAILURES_MAX,
     Request,
     Roller,
-    checked,
     choose,
+    filled,
     history_start_ms,
     ladder,
     pages,
@@ -223,6 +223,7 @@ class MemoryDatabase:
         self.tick_ms = 0
         self.open_bars = []
         self.full = False
+        self.events = []
 
     def put_symbols(self, contracts, phases):
         """Take the symbols with their 3d phases."""
@@ -233,6 +234,8 @@ class MemoryDatabase:
         """Return the stored bars as spans of open time and end."""
         spans = []
         for bar in sorted(self.bars.get((symbol, interval), {}).values(), key=lambda b: b.open_ms):
+            if bar.source == Source.SUSPECT:
+                continue
             if spans and spans[-1][1] == bar.open_ms:
                 spans[-1] = (spans[-1][0], bar.end_ms)
             else:
@@ -246,7 +249,10 @@ class MemoryDatabase:
         assert symbol in self.phases
         stored = self.bars.setdefault((symbol, interval), {})
         for bar in bars:
-            assert bar.source == Source.OFFICIAL
+            assert bar.source in (Source.OFFICIAL, Source.SUSPECT)
+            assert (
+                bar.source == Source.OFFICIAL or stored.get(bar.open_ms, bar).source == bar.source
+            )
             stored[bar.open_ms] = bar
 
     def symbols(self):
@@ -268,6 +274,7 @@ class MemoryDatabase:
     def commit(self, minute_ms, facts, open_bars=None):
         """Take the cut and its open bars, or a label that is given up."""
         for fact in facts:
+            self.events += fact.events
             for symbol in fact.replaced:
                 for key in [key for key in self.bars if key[0] == symbol]:
                     self.bars[f"{symbol}@old", key[1]] = self.bars.pop(key)
@@ -399,31 +406,35 @@ def minutes_of(first, count):
     ]
 
 
-def test_checked_refuses_a_hole():
-    """A kline that the exchange must have and did not send is an error that names it."""
+@given(st.sets(st.integers(0, 9)), st.booleans())
+def test_what_is_missing_gets_a_placeholder(missing, is_price_known):
+    """All that was asked for comes out in order; each missing bar is suspect and flat."""
     request = Request(MINUTE, 0, 10 * MINUTE_MS, 10)
     whole = minutes_of(0, 10)
-    long_ago_ms = -365 * DAY_MS
-    assert checked(whole, request, long_ago_ms) == whole
-    assert checked(minutes_of(-1, 12), request, long_ago_ms) == whole
-    for holed in (whole[1:], whole[:-1], whole[:4] + whole[5:], [], whole[::-1]):
-        with pytest.raises(RemoteError, match="missing"):
-            checked(holed, request, long_ago_ms)
-    with pytest.raises(RemoteError, match="wrong close time"):
-        checked(
-            [*whole[:9], msgspec.structs.replace(whole[9], end_ms=10 * MINUTE_MS - 1)],
-            request,
-            long_ago_ms,
-        )
+    given_bars = [bar for index, bar in enumerate(whole) if index not in missing]
+    price = Decimal(77) if is_price_known else None
+    bars = filled([*minutes_of(-1, 1), *given_bars], request, -365 * DAY_MS, price)
+    if not given_bars and not is_price_known:
+        assert bars == []
+        return
+    assert [bar.open_ms for bar in bars] == [bar.open_ms for bar in whole]
+    close = price or given_bars[0].open
+    for index, bar in enumerate(bars):
+        if index in missing:
+            assert bar.source == Source.SUSPECT
+            assert bar.values() == (close, close, close, close, 0, 0, 0, 0, 0)
+        else:
+            assert bar is whole[index]
+        close = bar.close
 
 
-def test_checked_lets_a_young_symbol_begin_late():
-    """Before its listing a symbol has no klines; after its first one there is no excuse."""
+def test_a_young_symbol_begins_late():
+    """Before its first kline a symbol has none, and no placeholders; after it, it has."""
     request = Request(MINUTE, 0, 10 * MINUTE_MS, 10)
-    assert checked(minutes_of(4, 6), request, 4 * MINUTE_MS) == minutes_of(4, 6)
-    assert checked([], request, 4 * MINUTE_MS) == []
-    with pytest.raises(RemoteError, match="missing"):
-        checked(minutes_of(4, 5), request, 4 * MINUTE_MS)
+    assert filled(minutes_of(4, 6), request, 4 * MINUTE_MS, None) == minutes_of(4, 6)
+    assert filled([], request, 4 * MINUTE_MS, None) == []
+    bars = filled(minutes_of(4, 5), request, 4 * MINUTE_MS, None)
+    assert [bar.source for bar in bars] == [Source.OFFICIAL] * 5 + [Source.SUSPECT]
 
 
 def test_roller_leaves_out_what_a_hole_runs_through():
@@ -650,19 +661,123 @@ async def test_failing_symbol_is_left_out(autojump_clock, tmp_path):
     assert [seed.symbol for seed in state.seeds] == ["S0USDT", "S1USDT", "S3USDT", "S4USDT"]
 
 
-async def test_symbol_with_a_hole_is_left_out(autojump_clock, tmp_path):
-    """A hole in the exchange's answer never becomes a bar: the symbol is reported."""
-    exchange = Exchange(NOW_MS, {"AUSDT": years_old(1), "BUSDT": years_old(2)})
+def owed_minutes(seed):
+    """Return the open times of all that a seed owes."""
+    return [at for a, b in seed.suspects for at in range(a, b + 1, MINUTE_MS)]
+
+
+def spoil_minutes(minutes, change):
+    """Return a `spoil` that changes some 1m rows of BUSDT, or takes them out for None."""
 
     def spoil(symbol, interval, bars):
-        return bars[:3] + bars[4:] if (symbol, interval) == ("BUSDT", "1h") else bars
+        if (symbol, interval) != ("BUSDT", "1m"):
+            return bars
+        changed = [change(bar) if bar.open_ms in minutes else bar for bar in bars]
+        return [bar for bar in changed if bar is not None]
+
+    return spoil
+
+
+def contradicting(bar):
+    """Return a row whose low is above its high."""
+    return msgspec.structs.replace(bar, low=bar.high + 1)
+
+
+HISTORY_MS = INTERVALS["1h"].floor(NOW_MS - DAY_MS)
+
+
+@pytest.mark.parametrize("change", [contradicting, lambda _: None], ids=["refused", "missing"])
+@pytest.mark.parametrize(
+    ("first", "count"),
+    [(200, 1), (200, 90), (0, 1), (300, 700), (1_455, 1), (1_456, 1)],
+    ids=["one", "ninety", "the oldest", "longer than a page", "within the hour", "the newest"],
+)
+async def test_a_minute_without_a_usable_kline_costs_no_symbol(
+    autojump_clock, tmp_path, change, first, count
+):
+    """The rest is stored; it is a suspect placeholder, owed, and told of; other bars are exact."""
+    exchange = Exchange(NOW_MS, {"AUSDT": years_old(1), "BUSDT": years_old(2)})
+    opens = [HISTORY_MS + (first + at) * MINUTE_MS for at in range(count)]
+    exchange.spoil = spoil_minutes(set(opens), change)
+    database = MemoryDatabase()
+    report, state = await fill(exchange, database, tmp_path)
+    assert report.failed == ()
+    whole, holed = state.seeds
+    assert owed_minutes(whole) == []
+    assert owed_minutes(holed) == opens
+    ((symbol, text),) = report.owing
+    assert symbol == "BUSDT"
+    assert f"{count:,} minute" in text
+    assert ("refused" in text) == (change is contradicting)
+    (event,) = database.events
+    assert event.symbol == "BUSDT"
+    market = exchange.markets["BUSDT"]
+    for name in state.intervals:
+        grid = market.interval(name)
+        stored = database.bars.get(("BUSDT", name), {})
+        expected, open_ms = [], grid.floor(HISTORY_MS)
+        while (end_ms := grid.end(open_ms)) <= state.cut_ms:
+            expected.append(open_ms)
+            open_ms = end_ms
+        assert sorted(stored) == expected, name
+        for open_ms, bar in stored.items():
+            if bar.source == Source.OFFICIAL:
+                assert bar.values() == market.kline(open_ms, bar.end_ms)
+            elif name == "1m":
+                assert open_ms in opens
+            else:  # between history and cut: over a placeholder that is owed
+                assert any(open_ms <= at < bar.end_ms for at in opens)
+    for open_bar in holed.open_bars:
+        inside = [at for at in opens if at >= open_bar.bar.open_ms]
+        if open_bar.bar.source != Source.SUSPECT:
+            missing = open_bar.unofficial_minutes
+            assert missing <= len(inside)
+            if not missing:
+                bar = open_bar.bar
+                assert bar.values() == market.kline(bar.open_ms, state.cut_ms)
+
+
+async def test_a_rerun_asks_for_what_is_owed(autojump_clock, tmp_path):
+    """Placeholders count as missing: the next backfill gets them once the exchange is right."""
+    exchange = Exchange(NOW_MS, {"BUSDT": years_old(2)})
+    opens = {HISTORY_MS + at * MINUTE_MS for at in range(200, 290)}
+    exchange.spoil = spoil_minutes(opens, contradicting)
+    database = MemoryDatabase()
+    await fill(exchange, database, tmp_path)
+    exchange.spoil = lambda symbol, interval, bars: bars
+    report, state = await fill(exchange, database, tmp_path)
+    assert report.owing == ()
+    assert_state_is_exact(state, exchange)
+    assert_history_is_whole(database, exchange, state, HISTORY_MS)
+
+
+async def test_longer_bars_that_are_missing_too_are_suspect(autojump_clock, tmp_path):
+    """Where neither a minute nor the longer bar over it can be had, both are placeholders."""
+    exchange = Exchange(NOW_MS, {"BUSDT": years_old(2)})
+    wrong_ms = HISTORY_MS + 200 * MINUTE_MS
+
+    def spoil(symbol, interval, bars):
+        return [contradicting(x) if x.open_ms <= wrong_ms < x.end_ms else x for x in bars]
 
     exchange.spoil = spoil
+    database = MemoryDatabase()
+    for _ in range(2):
+        report, state = await fill(exchange, database, tmp_path)
+        assert report.failed == ()
+        for name in ("1m", "5m", "30m", "1h", "4h"):
+            stored = database.bars["BUSDT", name]
+            suspect = [at for at, bar in stored.items() if bar.source == Source.SUSPECT]
+            assert suspect == [INTERVALS[name].floor(wrong_ms)]
+        assert owed_minutes(state.seeds[0]) == [wrong_ms]
+
+
+async def test_a_symbol_without_any_kline_is_left_out(autojump_clock, tmp_path):
+    """There is no price to go on from: it is reported, and the others are complete."""
+    exchange = Exchange(NOW_MS, {"AUSDT": years_old(1), "BUSDT": years_old(2)})
+    exchange.spoil = lambda symbol, interval, bars: [] if symbol == "BUSDT" else bars
     report, state = await fill(exchange, MemoryDatabase(), tmp_path)
     assert [seed.symbol for seed in state.seeds] == ["AUSDT"]
-    ((symbol, reason),) = report.failed
-    assert symbol == "BUSDT"
-    assert "1h kline" in reason
+    assert [symbol for symbol, _ in report.failed] == ["BUSDT"]
 
 
 async def test_unreachable_exchange_ends_it(autojump_clock, tmp_path):

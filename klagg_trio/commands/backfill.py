@@ -94,12 +94,15 @@ def _tell(report: BackfillReport, as_json: bool, then: str) -> None:
         click.echo(
             f"klagg: {symbol} waits: {reason}; klagg run takes it up when it trades", err=True
         )
+    for symbol, text in report.owing:
+        click.echo(f"klagg: {symbol}: {text}; kept as suspect, klagg run asks again", err=True)
     for symbol, reason in report.failed:
         click.echo(f"klagg: {plain(f'{symbol} left out: {reason}', 500)}", err=True)
     if as_json:
         fields = dataclasses.asdict(report) | {
             "symbols": len(report.symbols),
             "failed": dict(report.failed),
+            "owing": dict(report.owing),
             "waiting": dict(report.waiting),
             "snapshot": str(report.snapshot),
         }
