@@ -152,7 +152,7 @@ def _database(loaded: Loaded) -> str:
     if not path.exists():
         return f"{path} is not there yet; next: {backfill}"
     with reading(path) as connection:
-        found = [text for (text,) in connection.execute("PRAGMA quick_check(3)")]
+        found = [text for (text,) in connection.execute("PRAGMA integrity_check(3)")]
     if found != ["ok"]:
         raise DamagedDataError(
             f"{path} is damaged ({plain('; '.join(found))}); move it away or restore a copy, then "

@@ -106,7 +106,7 @@ class ChangeLog:
             (CHANGES_MAX,),
         )
         execute(
-            "DELETE FROM change_log WHERE at_ms < ?"
+            "DELETE FROM change_log WHERE at_ms BETWEEN 1 AND ?"
             " AND number < (SELECT min(number) FROM change_log) + ?",
-            (at_ms - AGE_MAX_MS, TRIMMED_TOGETHER),
+            (at_ms - AGE_MAX_MS - 1, TRIMMED_TOGETHER),
         )

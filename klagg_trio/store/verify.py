@@ -93,7 +93,7 @@ CHECKS: Final = (
     Check("calendar", "open_time = {floor}", "no bar of this interval opens then"),
     Check(
         "source",
-        "source IN ('trades', 'flat', 'suspect', 'official')",
+        "source IN ('trades', 'flat', 'suspect', 'official', 'absent')",
         "there is no such source",
     ),
     Check(
@@ -115,10 +115,10 @@ CHECKS: Final = (
     ),
     Check(
         "flat",
-        "source <> 'flat' OR (open = high AND high = low AND low = close"
+        "source NOT IN ('flat', 'absent') OR (open = high AND high = low AND low = close"
         " AND volume = 0 AND quote_volume = 0 AND count = 0"
         " AND taker_buy_volume = 0 AND taker_buy_quote_volume = 0)",
-        "called flat, but it is not one price without trades",
+        "called flat or absent, but it is not one price without trades",
     ),
     Check(
         "count",
@@ -137,10 +137,11 @@ _FIXED: Final = {
 }
 _MONTH: Final = {"floor": "month_floor(open_time)", "end": "month_end(open_time)"}
 
-# Sources by how little they say of their bar: a longer bar is as weak as its weakest minute.
-_OFFICIAL, _TRADES, _FLAT, _SUSPECT = range(4)
-_SOURCES: Final = ("official", "trades", "flat", "suspect")
-_WEAKNESS: Final = "CASE source {} ELSE 3 END".format(
+# Sources by how little they say of their bar: a longer bar is as weak as its weakest minute. What
+# the exchange lacks does not count, unless there is nothing else.
+_ABSENT, _OFFICIAL, _TRADES, _FLAT, _SUSPECT = range(5)
+_SOURCES: Final = ("absent", "official", "trades", "flat", "suspect")
+_WEAKNESS: Final = "CASE source {} ELSE 4 END".format(
     " ".join(f"WHEN '{source}' THEN {weakness}" for weakness, source in enumerate(_SOURCES))
 )
 
@@ -173,7 +174,7 @@ def verify(path: Path) -> list[Finding]:
     if not path.exists():
         raise _damaged(path, "it does not exist")
     with _mapped(path), closing(_opened(path)) as connection:
-        flaw = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+        flaw = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
         if flaw != "ok":
             raise _damaged(path, f"SQLite finds: {flaw}")
         connection.execute("BEGIN")

@@ -5,6 +5,7 @@ The model of the property test is a dictionary with the rules of the store's the
 
 import os
 import sqlite3
+from contextlib import closing
 from decimal import Decimal
 from types import SimpleNamespace
 
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from klagg_trio.core.bar import Bar, Source
 from klagg_trio.core.errors import DamagedDataError, StoreError
 from klagg_trio.core.facts import (
+    AbsenceNote,
     BarFact,
     Births,
     Event,
@@ -26,10 +28,11 @@ from klagg_trio.core.facts import (
     RunningBar,
 )
 from klagg_trio.core.intervals import DAY_MS, INTERVALS, MINUTE_MS, THREE_DAY_PHASE_MS
+from klagg_trio.store import changes as log
 from klagg_trio.store import database as module
 from klagg_trio.store import fold
 from klagg_trio.store.database import NEVER_MS, Database
-from klagg_trio.store.reading import open_reader
+from klagg_trio.store.reading import open_reader, select_absences
 
 pytestmark = pytest.mark.real
 
@@ -744,3 +747,227 @@ def test_history_goes_where_readers_want_it(database):
     count = database._connection.execute("SELECT count(*) FROM bars").fetchone()
     assert count == (3,)
     assert [row[0] for row in rows(database)] == [0, 1, 2]
+
+
+# -- Changes, absences, long spans -----------------------------------------------------------------
+
+
+def changes(database):
+    """Return the log: kind, interval, first and last minute after midnight."""
+    with closing(open_reader(database.path)) as read:
+        rows = read.execute(
+            "SELECT kind, interval, first_ms, last_ms FROM changes WHERE interval IS NOT NULL"
+            " ORDER BY number"
+        ).fetchall()
+    return [(*row[:2], *((ms - MIDNIGHT_MS) // MINUTE_MS for ms in row[2:])) for row in rows]
+
+
+def ticked(database, minutes=10):
+    """Store minutes one tick after the other, with the 5m bars over them."""
+    database.commit(None, [listing()])
+    for minute in range(minutes):
+        ended = [fact(minute)]
+        if minute % 5 == 4:
+            ended.append(fact(minute - 4, interval="5m", volume="10", count=15))
+        database.commit(MIDNIGHT_MS + (minute + 1) * MINUTE_MS, [sealed(*ended)])
+
+
+def test_a_tick_s_own_bars_are_not_logged(database):
+    """They are found by time."""
+    ticked(database)
+    assert changes(database) == []
+
+
+def test_what_changes_the_past_is_logged(database):
+    """One row a span of neighbours, by interval; what nothing changed is not."""
+    ticked(database)
+    again = restated(fact(1, price="11"), fact(2, price="11"), fact(7, price="11"))
+    database.commit(None, [again])
+    database.commit(None, [again])
+    assert changes(database) == [
+        ("restated", "1m", 1, 2),
+        ("restated", "1m", 7, 7),
+        ("restated", "5m", 0, 5),
+    ]
+    database.commit(None, [Facts(doubted=[MinuteSpan("AUSDT", MIDNIGHT_MS, MIDNIGHT_MS)])])
+    assert changes(database)[3:] == [("doubted", "1m", 0, 0), ("doubted", "5m", 0, 0)]
+
+
+def test_bars_of_the_past_that_are_new_are_added(database):
+    """A listing seals minutes from before the last tick; a backfill brings older ones."""
+    ticked(database)
+    database.commit(None, [listing("BUSDT"), sealed(*(fact(x, symbol="BUSDT") for x in (7, 8, 9)))])
+    database.put_history("AUSDT", "1m", official(-3, -2, -1))
+    assert changes(database) == [("added", "1m", 7, 9), ("added", "1m", -3, -1)]
+
+
+def test_the_log_is_bounded(database, monkeypatch):
+    """By number and by age; numbers are never used again."""
+    ticked(database)
+    monkeypatch.setattr(log, "CHANGES_MAX", 3)
+    for price in range(11, 21):
+        database.commit(None, [restated(fact(1, price=str(price)))])
+    numbers = "SELECT min(number), max(number), count(*) FROM change_log"
+    first, last, count = database._connection.execute(numbers).fetchone()
+    assert (count, last - first) == (3, 2)
+    monkeypatch.setattr(log, "AGE_MAX_MS", 0)
+    database.commit(MIDNIGHT_MS + 11 * MINUTE_MS, [sealed(fact(10))])
+    database.commit(None, [restated(fact(1, price="30"))])
+    assert database._connection.execute(numbers).fetchone() == (last + 1, last + 2, 2)
+
+
+def test_a_transaction_that_fails_logs_nothing(database):
+    """The log is part of it."""
+    ticked(database)
+    wrong = fact(2)
+    wrong.bar.high = Decimal(1)
+    with pytest.raises(sqlite3.IntegrityError):
+        database.commit(None, [restated(fact(1, price="11")), restated(wrong)])
+    database.commit(None, [restated(fact(3, price="11"))])
+    assert changes(database) == [("restated", "1m", 3, 3), ("restated", "5m", 0, 0)]
+
+
+@pytest.mark.parametrize("kind", ["doubted", "proven", "absent"])
+def test_a_span_costs_what_is_stored_of_it(database, kind):
+    """Sixty years of minutes, of which ten exist: nobody makes a list of them."""
+    ticked(database)
+    for round_ in range(2):
+        facts = Facts(**{kind: [MinuteSpan("AUSDT", 0, MIDNIGHT_MS * 2)]})
+        steps = []
+        database._connection.set_progress_handler(lambda: steps.append(1), 1_000)  # noqa: B023
+        database.commit(None, [facts])
+        database._connection.set_progress_handler(None, 0)
+        assert len(steps) < 500, round_
+
+
+def absent(first, last):
+    """Return facts of minutes that the exchange lacks."""
+    span = MinuteSpan("AUSDT", *(MIDNIGHT_MS + x * MINUTE_MS for x in (first, last)))
+    return Facts(absent=[span])
+
+
+@pytest.mark.parametrize("folded", [False, True])
+def test_absent_minutes_are_flat_at_the_close_before(database, folded):
+    """Only suspect ones give way; a longer bar is absent if all of it is."""
+    database.commit(None, [listing(), sealed(fact(0, price="9"))])
+    many = [fact(x, Source.SUSPECT) for x in range(1, 10)]
+    longer = [fact(x, Source.SUSPECT, interval="5m") for x in (0, 5)]
+    database.commit(MIDNIGHT_MS + 10 * MINUTE_MS, [sealed(*many, *longer)])
+    if folded:
+        database.put_history("AUSDT", "1m", official(9))
+        database._connection.execute("UPDATE bars SET source = 2 WHERE source = 3")
+    database.commit(None, [absent(0, 9)])
+    expected = [("trades", 9.0, 2.0)] + [("absent", 9.0, 0.0)] * 9
+    shown = "source, close, volume"
+    assert rows(database, "interval = '1m'", shown) == expected
+    assert rows(database, "interval = '5m'", shown) == [("trades", 9.0, 2.0), ("absent", 9.0, 0.0)]
+    before = rows(database)
+    database.commit(None, [absent(0, 9)])
+    assert rows(database) == before
+
+
+def test_missing_minutes_within_what_is_stored_become_absent(database):
+    """A hole in official history is no hole in ours; nothing is made beyond what is stored."""
+    database.commit(None, [listing()])
+    database.put_history("AUSDT", "1m", official(0, 1, 6, 7))
+    database.commit(MIDNIGHT_MS + 8 * MINUTE_MS, ())
+    database.commit(None, [absent(-(10**6), 10**6)])
+    sources = ["official"] * 2 + ["absent"] * 4 + ["official"] * 2
+    assert rows(database) == [(minute, source, 0) for minute, source in enumerate(sources)]
+
+
+def test_an_official_bar_is_never_absent(database):
+    """Nor does one that is absent keep an official one out."""
+    database.commit(None, [listing()])
+    database.put_history("AUSDT", "1m", official(0, 1))
+    database.commit(MIDNIGHT_MS + 2 * MINUTE_MS, [absent(0, 1)])
+    assert rows(database) == [(0, "official", 0), (1, "official", 0)]
+    suspect = fact(2, Source.SUSPECT)
+    database.commit(MIDNIGHT_MS + 3 * MINUTE_MS, [sealed(suspect), absent(2, 2)])
+    assert rows(database)[2] == (2, "absent", 1)
+    database.commit(None, [restated(fact(2, Source.OFFICIAL))])
+    assert rows(database)[2] == (2, "official", 2)
+    database.commit(None, [restated(fact(2, Source.OFFICIAL, price="11"))])
+    assert rows(database)[2] == (2, "official", 3)
+
+
+def note(first, last, askings=1, final=False):
+    """Return what is known of a stretch that the exchange lacks."""
+    times = (MIDNIGHT_MS + x * MINUTE_MS for x in (first, last))
+    return AbsenceNote("AUSDT", *times, MIDNIGHT_MS, MIDNIGHT_MS + askings, askings, final)
+
+
+def test_absences_are_kept_until_they_are_none(database):
+    """A new note takes the place of those that it meets; official minutes end one."""
+    ticked(database)
+
+    def noted():
+        return select_absences(database._connection)
+
+    database.commit(None, [Facts(absences=[note(0, 3), note(6, 8)])])
+    assert noted() == [note(0, 3), note(6, 8)]
+    database.commit(None, [Facts(absences=[note(0, 3, askings=2, final=True)])])
+    assert noted() == [note(0, 3, askings=2, final=True), note(6, 8)]
+    database.commit(None, [restated(fact(7, Source.OFFICIAL))])
+    assert noted()[1:] == [note(6, 6), note(8, 8)]
+
+
+# -- The life of a contract ------------------------------------------------------------------------
+
+
+def test_a_later_date_renames_nothing(database):
+    """A listing date is a hint: the exchange corrects it."""
+    database.commit(None, [listing(onboard_ms=MIDNIGHT_MS), sealed(fact(0))])
+    database.commit(None, [listing(onboard_ms=MIDNIGHT_MS + 20 * DAY_MS), sealed(fact(1))])
+    assert rows(database, columns="symbol, open_time") == [
+        ("AUSDT", MIDNIGHT_MS),
+        ("AUSDT", MIDNIGHT_MS + MINUTE_MS),
+    ]
+
+
+def test_who_ended_may_come_back(database):
+    """The same series, under the same number."""
+    ticked(database)
+    database.commit(None, [Facts(ended=["AUSDT"])])
+    database.commit(None, [Facts(resumed=["AUSDT"])])
+    read = database._connection.execute("SELECT status FROM symbols").fetchall()
+    assert read == [("TRADING",)]
+    kinds = database._connection.execute(
+        "SELECT kind FROM changes WHERE interval IS NULL ORDER BY number"
+    ).fetchall()
+    assert kinds == [("listed",), ("ended",), ("resumed",)]
+
+
+def test_a_key_that_becomes_known_stays(database):
+    """Its first kline says it once; nothing changes it afterwards."""
+    keys = []
+    for first_ms in (None, MIDNIGHT_MS - DAY_MS, MIDNIGHT_MS, None):
+        told = Listing("AUSDT", MIDNIGHT_MS + 5, NEVER_MS, 0, first_ms)
+        database.commit(None, [Facts(listings=[told])])
+        row = database._connection.execute("SELECT contract, first_known FROM contracts").fetchall()
+        keys += row
+    known = ("AUSDT@20241231T0000", 1)
+    assert keys == [("AUSDT@20250101T0000", 0), known, known, known]
+
+
+@given(st.lists(st.sampled_from(["list", "replace", "end", "resume"]), max_size=12), st.data())
+@settings(max_examples=50)
+def test_labels_and_keys_are_of_one_contract_each(tmp_path_factory, steps, data):
+    """Whatever is told of one ticker, in any order, no constraint is met by chance."""
+    database = Database.open(tmp_path_factory.mktemp("lives") / "klagg.db")
+    for step in steps:
+        first_ms = data.draw(st.sampled_from([None, 0, MIDNIGHT_MS, MIDNIGHT_MS + DAY_MS]))
+        onboard_ms = data.draw(st.sampled_from([0, MIDNIGHT_MS, MIDNIGHT_MS + DAY_MS]))
+        told = {
+            "list": Facts(listings=[Listing("AUSDT", onboard_ms, NEVER_MS, 0, first_ms)]),
+            "replace": Facts(replaced=["AUSDT"]),
+            "end": Facts(ended=["AUSDT"]),
+            "resume": Facts(resumed=["AUSDT"]),
+        }
+        database.commit(None, [told[step]])
+    rows_ = database._connection.execute(
+        "SELECT symbol, contract, status FROM contracts"
+    ).fetchall()
+    database.close()
+    assert len({row[1] for row in rows_}) == len(rows_)
+    assert all(row[0].startswith(row[1]) for row in rows_ if row[2] == "REPLACED")

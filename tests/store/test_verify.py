@@ -561,6 +561,22 @@ def test_a_bar_is_as_weak_as_its_weakest_minute(store, found, minute_source, has
         assert findings[0].text == "called trades, its minutes make it suspect"
 
 
+@pytest.mark.parametrize(
+    ("lacking", "has", "is_found"),
+    [(5, "absent", False), (5, "flat", True), (4, "absent", True), (4, "flat", False)],
+)
+def test_what_the_exchange_lacks_does_not_count(store, found, lacking, has, is_found):
+    """A bar is absent if all of its minutes are; otherwise the others say what it is."""
+    store.keep(SYMBOL, "1m", "5m")
+    price = store.bars[SYMBOL, "1m", HOUR - MINUTE_MS]["close"]
+    for place in range(5):
+        source = "absent" if place < lacking else "flat"
+        store.change(SYMBOL, "1m", HOUR + place * MINUTE_MS, **flat(price) | {"source": source})
+    store.change(SYMBOL, "5m", HOUR, **flat(price) | {"source": has})
+
+    assert kinds(found(store)) == [("source", "5m", HOUR)] * is_found
+
+
 def test_a_bar_of_official_minutes_is_official(store, found):
     """What is made of the exchange's own minutes only is called so."""
     for open_ms in range(HOUR, HOUR + 3 * MINUTE_MS, MINUTE_MS):
