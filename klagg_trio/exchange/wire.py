@@ -46,6 +46,10 @@ SYMBOL_LENGTH_MAX: Final = 40
 KLINES_BYTES_MAX: Final = 2**20
 """A page of klines: 1,500 rows, the most that can be asked for, have 300 kB."""
 
+VALUE_MAX: Final = Decimal(10**16)
+"""No price and no quantity is as large: the largest seen have ten digits before the point, and
+sixteen characters are what columns read."""
+
 FILLS_MAX: Final = 1_000_000
 """In one aggregate, which gathers 100 ms of one price: the busiest have had some thousands. The sum
 over a month of 10,000 such aggregates a second is 2.6e16, and SQLite holds 9.2e18."""
@@ -206,6 +210,8 @@ def _decode_closely(frame: bytes) -> AggTrade:
 def _check_trade(trade: AggTrade) -> None:
     if not trade.price or not trade.quantity:
         raise RemoteError(f"trade {trade.id} of {trade.symbol} has a price or quantity of zero")
+    if max(trade.price, trade.quantity) >= VALUE_MAX:
+        raise RemoteError(f"trade {trade.id} of {trade.symbol} has a price or quantity beyond all")
     if trade.last_id < trade.first_id:
         raise RemoteError(f"trade {trade.id} of {trade.symbol} ends before it begins")
     if trade.last_id - trade.first_id >= FILLS_MAX:

@@ -508,3 +508,15 @@ def test_structs_match_like_classes():
         case wire.MiniTickers(rows):
             assert rows == []
     assert issubclass(wire.AggTrade, msgspec.Struct)
+
+
+@pytest.mark.parametrize("field", ["p", "q"])
+@pytest.mark.parametrize("text", ["1" + 16 * "0", 40 * "9"])
+def test_a_trade_beyond_all_is_refused_with_its_symbol(field, text):
+    """What no price and no quantity can be: counted, and its minute can be owed."""
+    data = {"e": "aggTrade", "E": 1_700_000_000_100, "a": 5, "s": "BTCUSDT", "p": "1", "q": "1"}
+    data |= {"f": 1, "l": 1, "T": 1_700_000_000_000, "m": True, field: text}
+    frame = json.dumps({"stream": "btcusdt@aggTrade", "data": data}).encode()
+    decoded = wire.decode_trades([frame])
+    assert (decoded.rejected, decoded.count) == (1, 0)
+    assert [refusal.symbol for refusal in decoded.refusals] == ["BTCUSDT"]
