@@ -109,6 +109,8 @@ class Edge:
     """The local wall clock: for people, and as one witness of several."""
     local_ms: Callable[[], float] | None = None
     """A local clock that goes on through a suspend; Trio's and the wall clock stand in for it."""
+    shutdown_limit_s: float = SHUTDOWN_LIMIT_S
+    """Of Trio's clock, which may run faster than the disk does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -510,7 +512,7 @@ async def run_app(
             raise
     if app.timed_out:
         raise StoreError(
-            f"stopped, but the disk did not take everything within {SHUTDOWN_LIMIT_S:.0f} s"
+            f"stopped, but the disk did not take everything within {edge.shutdown_limit_s:.0f} s"
             f"{app.writer.trouble and f' ({app.writer.trouble})'}; what is not stored is fetched "
             "anew at the next start"
         )
@@ -554,7 +556,9 @@ async def _run_line(
                 finally:
                     ending()
                 # Now: a source that waits for room in an inbox is not cancelled before.
-                line.cancel_scope.deadline = deadline_s = trio.current_time() + SHUTDOWN_LIMIT_S
+                line.cancel_scope.deadline = deadline_s = (
+                    trio.current_time() + app.edge.shutdown_limit_s
+                )
                 sources.cancel_scope.cancel()
             await _close_line(app)
     finally:

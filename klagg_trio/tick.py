@@ -294,7 +294,8 @@ class MinuteClock:
                 await self._watch()
             behind_ms = self.behind_ms
             if behind_ms > BEHIND_TOLD_MS:
-                text = f"{span_text(behind_ms)} behind"
+                follows = "; official bars follow, newest first" if behind_ms > DAY_MS else ""
+                text = f"{span_text(behind_ms)} behind{follows}"
                 self._tell(Event(self.clock.now_ms(), "catching up", "", text))
             while self.minute_ms < (last_ms := self._last_ms()):
                 await self._keep_pace()

@@ -29,7 +29,7 @@ from klagg_trio.exchange.clock_probe import AsksProbe, FallbackProbe, RestProbe
 from klagg_trio.exchange.rest import HttpxRest
 from klagg_trio.exchange.stream import Dial, dial_tcp
 from klagg_trio.exchange.weight import WeightGate
-from klagg_trio.nursery_app import App, Edge, Watch, run_app
+from klagg_trio.nursery_app import SHUTDOWN_LIMIT_S, App, Edge, Watch, run_app
 from klagg_trio.settings import Settings
 from klagg_trio.sim.faults import NONE, FaultRates, Faults, SkewedClock, drawn, drawn_lies
 from klagg_trio.sim.server import SimExchange, SimOptions
@@ -390,6 +390,7 @@ async def connect(
         run_in_thread=run_in_thread,
         wall_ms=wall_ms,
         local_ms=wall_ms,
+        shutdown_limit_s=SHUTDOWN_LIMIT_S * (1.0 if in_memory else max(1.0, options.speed)),
     )
     return settings, edge
 

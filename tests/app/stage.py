@@ -31,6 +31,13 @@ async def until(reached):
 
 
 @dataclass
+class Asleep:
+    """By how much all clocks but Trio's have gone on while the machine slept."""
+
+    ms: int = 0
+
+
+@dataclass
 class Stage:
     """One exchange, one data directory, and the app that runs now, if any."""
 
@@ -39,6 +46,7 @@ class Stage:
     edge: Edge
     app: App | None = None
     report: RunReport | None = None
+    asleep: Asleep = field(default_factory=Asleep)
     _stop: trio.Event = field(default_factory=trio.Event)
     _ended: trio.Event = field(default_factory=trio.Event)
 
@@ -100,6 +108,11 @@ class Stage:
         await self._ended.wait()
         self.app = None
         return trio.current_time() - began_s
+
+    def sleep(self, span_ms):
+        """Let the machine sleep: Trio's clock stands still, all others and the exchange go on."""
+        self.asleep.ms += span_ms
+        self.exchange.step()
 
     async def minutes(self, count):
         """Wait for so many more minutes to be durable."""
@@ -200,8 +213,10 @@ async def stage(
 ) -> AsyncIterator[tuple[Stage, trio.Nursery]]:
     """Bring up the exchange, fill the data directory; give the stage and a nursery for the app."""
 
+    asleep = Asleep()
+
     def now_ms():
-        return START_MS + int(trio.current_time() * 1000)
+        return START_MS + int(trio.current_time() * 1000) + asleep.ms
 
     options = DemoOptions(
         speed=math.inf, symbols=market.symbols, seed=seed, intervals=intervals, market=market
@@ -211,7 +226,7 @@ async def stage(
     async with trio.open_nursery() as nursery:
         await nursery.start(exchange.run)
         settings, edge = await connect(options, tmp_path, exchange, nursery, now_ms)
-        made = Stage(exchange, replace(settings, **changes), edge)
+        made = Stage(exchange, replace(settings, **changes), edge, asleep=asleep)
         await made.backfill()
         yield made, nursery
         if made.app is not None:

@@ -1,0 +1,67 @@
+"""A machine that sleeps: Trio's clock stands still, the exchange's and the local clock go on."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+
+from klagg_trio.demo.stage import START_MS
+
+from .stage import MINUTE_MS, stage, until
+
+pytestmark = pytest.mark.real
+
+
+def announced(app):
+    """Return what the writer is told from now on: minutes by symbol and time, as first sealed."""
+    first = {}
+    commit = app.writer._database.commit
+
+    def keep(minute_ms, facts, *args):
+        for fact in facts:
+            for sealed in fact.sealed_bars():
+                if sealed.interval == "1m":
+                    first.setdefault((sealed.symbol, sealed.bar.open_ms), sealed.bar)
+        return commit(minute_ms, facts, *args)
+
+    app.writer._database.commit = keep
+    return first
+
+
+@pytest.mark.parametrize(
+    ("minutes", "second"), [(1, 31), (12, 3), (12, 59.6), (60, 3), (60, 59.6), (300, 31)]
+)
+async def test_real_suspend(autojump_clock, tmp_path, minutes, second):
+    """Missed minutes are on disk within two seconds of waking, none called what it is not.
+
+    Its connections are alive all the same, and bring all at once what was traded meanwhile.
+    """
+    async with stage(tmp_path) as (it, nursery):
+        app = await it.start(nursery)
+        first = announced(app)
+        await it.minutes(3)
+        await trio.sleep(second)
+        before_ms = app.minute_clock.minute_ms
+        slept_ms = minutes * MINUTE_MS
+        it.sleep(slept_ms)
+        woke_s = trio.current_time()
+        await until(lambda: it.committed_ms >= before_ms + slept_ms)
+        assert trio.current_time() - woke_s <= 2.5  # `until` looks twice a second
+        await it.minutes(3)
+        await it.repaired()
+        end_ms = app.minute_clock.minute_ms - 2 * MINUTE_MS
+        assert it.holes() == []
+        assert it.differing(end_ms) == []
+        assert it.events("resumed")
+        wrong = []
+        for symbol in {symbol for symbol, _ in first}:
+            official = {
+                kline.open_time: kline.floats()
+                for kline in it.exchange.official_klines(symbol, "1m", START_MS, end_ms)
+            }
+            for (name, open_ms), bar in first.items():
+                if name == symbol and open_ms in official and bar.source.label != "suspect":
+                    values = tuple(map(float, bar.values()))
+                    if values != official[open_ms]:
+                        wrong.append((symbol, open_ms, bar.source.label))
+        assert wrong == []
