@@ -24,7 +24,7 @@ from typing import Final
 import trio
 
 from klagg_trio import cmd
-from klagg_trio.core.asking import FewerTrades
+from klagg_trio.core.asking import KEPT_SYMBOLS, FewerTrades
 from klagg_trio.core.audit import CHAIN_MAX, Verdict, judge
 from klagg_trio.core.bar import Bar, Source
 from klagg_trio.core.errors import RemoteError, StoreError
@@ -114,6 +114,8 @@ class Auditor:
         due_ms = self._now_ms() - SETTLE_MS - self._every_ms
         now_s = trio.current_time()
         best: tuple[int, str] | None = None
+        if len(self._audited_ms) > KEPT_SYMBOLS:
+            self._forget_ended()
         for shard in self._shards:
             for symbol in shard.states:
                 audited_ms = self._audited_ms.get(symbol, self._start_ms)
@@ -122,6 +124,14 @@ class Auditor:
                 if audited_ms <= due_ms and (best is None or audited_ms < best[0]):
                     best = audited_ms, symbol
         return best[1] if best else None
+
+    def _forget_ended(self) -> None:
+        """Keep nothing of symbols that no shard keeps any more."""
+        living = {symbol for shard in self._shards for symbol in shard.states}
+        self._after_own &= living
+        for kept in (self._audited_ms, self._deferred_s, self._unserved):
+            for symbol in kept.keys() - living:
+                del kept[symbol]
 
     async def _audit(self, symbol: str) -> None:
         """Audit one page of a symbol's minutes."""

@@ -296,15 +296,15 @@ class App:
         What may fail for hundreds of symbols at once is told once a minute, with how often it was.
         Its words may come from outside: what cannot be shown is not kept either.
         """
-        event = event._replace(symbol=plain(event.symbol), text=plain(event.text, EVENT_LENGTH_MAX))
+        untold = 0
         if event.kind in REPEATED:
             told_ms, untold = self._told.get(event.kind, (0, 0))
             if abs(event.at_ms - told_ms) < REPEATED_MS:
                 self._told[event.kind] = told_ms, untold + 1
                 return
             self._told[event.kind] = event.at_ms, 0
-            if untold:
-                event = event._replace(text=f"{event.text} (and {untold} more before)")
+        text = plain(event.text, EVENT_LENGTH_MAX) + (f" (and {untold} more before)" * bool(untold))
+        event = event._replace(symbol=plain(event.symbol), text=text)
         if len(self._events) < EVENTS_PENDING_MAX:
             self._events.append(event)
         else:

@@ -21,6 +21,7 @@ from typing import Final
 import trio
 
 from klagg_trio import cmd
+from klagg_trio.core.asking import KEPT_SYMBOLS
 from klagg_trio.core.errors import RemoteError
 from klagg_trio.core.facts import Event
 from klagg_trio.core.intervals import MINUTE, MINUTE_MS
@@ -90,6 +91,8 @@ class SilenceWatch:
         """Return the symbols that have waited too long for a trade that a ticker told of."""
         found = []
         now_ms, now_s = self._now_ms(), trio.current_time()
+        if len(self._waiting) > KEPT_SYMBOLS:  # of ended ones, mostly
+            self._waiting.clear()
         for shard in self._shards:
             told = {
                 symbol: self._traded_ms[symbol]
