@@ -52,7 +52,7 @@ PASSING = {
     "exchange.wire.MiniTickers": "one frame",
     "exchange.wire.ExchangeInfo": "one answer",
     "exchange.wire._ExchangeInfo": "one answer",
-    "store.start_snapshot._Columns": "one snapshot, while it is read or written",
+    "store.snapshot_columns.Columns": "one snapshot, while it is read or written",
     "store.verify._Found": "verify only",
     "store.verify._Longer": "verify only",
     "writer.Batch": "one transaction",

@@ -185,7 +185,8 @@ def test_a_refused_trade_leaves_its_minute_owed(text, time_known, next_id):
     symbol = "BTCUSDT"
     shard = seeded(symbol)
     shard.apply_trades(wire.decode_trades([frame(symbol, ("1", "1", 1, 1, 4_000, False))]).trades)
-    good = frame(symbol, ("1", "1", 2, 1, 5_000, False))
+    shard.tick(START + MINUTE_MS)
+    good = frame(symbol, ("1", "1", 2, 1, MINUTE_MS + 5_000, False))
     name = text.partition(":")[0].encode()
     start = good.index(name + b":")
     stop = min(at for mark in (b",", b"}") if (at := good.find(mark, start)) > 0)
@@ -196,34 +197,38 @@ def test_a_refused_trade_leaves_its_minute_owed(text, time_known, next_id):
     assert decoded.rejected == 1
     told = [shard.refuse_trades(decoded.refusals).events for _ in range(3)]
     assert [len(each) for each in told] == [1, 0, 0]
-    facts = shard.tick(START + 2 * MINUTE_MS)
-    assert sources(facts) == ["suspect", "suspect"], "the second has a price that nobody knows"
-    missed = next_id != 2
-    after = frame(symbol, ("1", "1", next_id, 1, 2 * MINUTE_MS + 1, False))
-    shard.apply_trades(wire.decode_trades([after]).trades)
     facts = shard.tick(START + 3 * MINUTE_MS)
+    assert sources(facts) == ["suspect", "suspect"], "the second has a price that nobody knows"
+    after = frame(symbol, ("1", "1", next_id, 1, 3 * MINUTE_MS + 1, False))
+    shard.apply_trades(wire.decode_trades([after]).trades)
+    facts = shard.tick(START + 4 * MINUTE_MS)
     assert sources(facts) == ["trades"]
-    assert shard.owed() == ({symbol: ((START, START + MINUTE_MS),)} if missed else {})
+    first_ms = START + MINUTE_MS * time_known
+    owed = {symbol: ((first_ms, START + 2 * MINUTE_MS),)}
+    assert shard.owed() == (owed if next_id != 2 else {})
 
 
 @pytest.mark.parametrize("after_ms", [-START + 1, -2 * 86_400_000, 3_600_000, 2**53 - START - 1])
 def test_a_time_that_cannot_be_costs_the_running_minute(after_ms):
-    """A trade of 1970 or of next year is refused, and told once; one minute is owed, no decades."""
+    """A trade of 1970 or of next year is refused, and told once; two minutes are owed."""
     symbol = "BTCUSDT"
     shard = seeded(symbol)
+    shard.apply_trades(wire.decode_trades([frame(symbol, ("1", "1", 1, 1, 4_000, False))]).trades)
+    shard.tick(START + MINUTE_MS)
     events = []
-    for trade_id in (1, 2, 3):
+    for trade_id in (2, 3, 4):
         bad = frame(symbol, ("1", "1", trade_id, 1, after_ms, False))
         facts = shard.apply_trades(wire.decode_trades([bad]).trades)
         events += facts.events if facts else []
     assert [event.kind for event in events] == ["rejected"]
     assert shard.trades.rejected == 3
-    shard.tick(START + MINUTE_MS)
-    assert shard.owed() == {symbol: ((START, START),)}
-    bad = frame(symbol, ("1", "1", 4, 1, 70_000, False))
-    shard.apply_trades(wire.decode_trades([bad]).trades)
     shard.tick(START + 2 * MINUTE_MS)
-    assert shard.owed() == {symbol: ((START, START),)}
+    owed = {symbol: ((START, START + MINUTE_MS),)}
+    assert shard.owed() == owed
+    good = frame(symbol, ("1", "1", 5, 1, 130_000, False))
+    shard.apply_trades(wire.decode_trades([good]).trades)
+    shard.tick(START + 3 * MINUTE_MS)
+    assert shard.owed() == owed
 
 
 @pytest.mark.parametrize(
