@@ -51,8 +51,11 @@ def remade_bars(
                     continue
                 done_ms = open_ms
                 bar = bar_of(row, interval.end(open_ms))
-                if bar.source != Source.OFFICIAL:
-                    yield BarFact(life.symbol, interval.name, _remade(connection, life, bar))
+                remade = _remade(connection, life, bar)
+                # One that is the exchange's own changes only where its minutes are all that too:
+                # the exchange has corrected one of them.
+                if bar.source != Source.OFFICIAL or remade.source == Source.OFFICIAL:
+                    yield BarFact(life.symbol, interval.name, remade)
 
 
 def _remade(connection: sqlite3.Connection, life: Listing, bar: Bar) -> Bar:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from decimal import Decimal
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -265,6 +266,28 @@ def test_a_bar_whose_minutes_are_all_absent_is_absent():
     desk.tick(10)
     desk.take(desk.shard.make_absent(SYMBOL, ms(0), ms(9)))
     assert desk.state.longer[0].previous.source == Source.ABSENT
+
+
+@pytest.mark.parametrize("minutes_more", [0, 1])
+def test_an_absent_minute_that_turns_up_counts_again(minutes_more):
+    """Its official bar is in the longer one, which is official when all of them are."""
+    desk = Desk("5m")
+    desk.tick(1)
+    desk.lose(0.5)
+    desk.tick(5 + minutes_more)
+    desk.take(desk.shard.make_absent(SYMBOL, ms(0), ms(4)))
+    for minute in range(5):
+        turned_up = official(minute, trade(10 + minute, minute + 0.5))
+        lacking = msgspec.structs.replace(
+            turned_up, count=0, volume=Decimal(0), source=Source.ABSENT
+        )
+        desk.take(desk.shard.replace_minutes(SYMBOL, [turned_up], [lacking]))
+    longer = desk.state.longer[0]
+    assert longer.previous is not None
+    assert longer.previous.count == 5
+    assert longer.previous.source == Source.OFFICIAL
+    assert longer.previous_absent_minutes == 0
+    assert longer.previous_unofficial_minutes == 0
 
 
 def test_a_minute_with_trades_is_never_absent():

@@ -739,6 +739,24 @@ def test_history_mends_suspect_bars(database):
     assert rows(database, LONGER, LONGER_COLUMNS) == [(15.0, 15, "trades", 1)]
 
 
+def test_a_corrected_minute_corrects_longer_bars_that_are_official(database):
+    """The exchange changed a minute: a longer bar whose minutes are all its own follows it."""
+    database.put_symbols([contract()], {})
+    minutes = [fact(minute, Source.OFFICIAL) for minute in range(5)]
+    five_minutes(database, *minutes, longer=Source.OFFICIAL)
+    database.commit(None, [restated(fact(2, Source.OFFICIAL, volume="7", count=9))])
+    assert rows(database, LONGER, LONGER_COLUMNS) == [(15.0, 21, "official", 1)]
+
+
+def test_an_official_longer_bar_does_not_follow_minutes_of_our_own(database):
+    """Where one of its minutes is not the exchange's, nothing is more official than it is."""
+    database.put_symbols([contract()], {})
+    minutes = [fact(0), *(fact(minute, Source.OFFICIAL) for minute in range(1, 5))]
+    five_minutes(database, *minutes, longer=Source.OFFICIAL)
+    database.commit(None, [restated(fact(2, Source.OFFICIAL, volume="7", count=9))])
+    assert rows(database, LONGER, LONGER_COLUMNS) == [(10.0, 15, "official", 0)]
+
+
 def test_history_goes_where_readers_want_it(database):
     """Old bars are not recent: they are stored by symbol at once."""
     database.put_symbols([contract()], {})

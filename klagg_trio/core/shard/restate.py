@@ -259,10 +259,13 @@ def _restate_longer(
     turned_official = (new.source == Source.OFFICIAL) - (
         old is not None and old.source == Source.OFFICIAL
     )
+    was_absent = old is not None and old.source == Source.ABSENT
+    turned_official -= was_absent  # it had left the unofficial ones before
     previous = longer.previous
     if longer.bar.open_ms <= new.open_ms:
         exact = old is not None and longer.bar.replace(old, new)
         longer.unofficial_minutes -= turned_official
+        longer.absent_minutes -= was_absent
         if not exact and longer.bar.source != Source.SUSPECT:
             longer.bar.source = Source.SUSPECT
             text = f"{longer.interval.name} needs its official bar"
@@ -271,6 +274,7 @@ def _restate_longer(
         restated = previous.copy()
         longer.previous = restated
         longer.previous_unofficial_minutes -= turned_official
+        longer.previous_absent_minutes -= was_absent
         if old is None or not restated.replace(old, new):
             longer.previous = None  # the store has its minutes, and makes it from them
             return
