@@ -107,6 +107,14 @@ class Listing(NamedTuple):
     status: str = "TRADING"
 
 
+class Cut(NamedTuple):
+    """Where the bars of a contract end whose ticker is another one's: later ones are not its."""
+
+    symbol: str
+    from_ms: int
+    """The minute in which the other one was listed."""
+
+
 class AbsenceNote(NamedTuple):
     """A stretch that the exchange itself has no klines for, and how often it was asked."""
 
@@ -143,6 +151,9 @@ class Facts:
     """What is known of such stretches, confirmed or not yet."""
     ended: list[str] = field(default_factory=list)
     """Symbols that were sealed and frozen; before the listings, where a ticker is reused."""
+    cuts: list[Cut] = field(default_factory=list)
+    """What was stored of a contract after another one had its ticker is dropped: the prices are the
+    other one's."""
     replaced: list[str] = field(default_factory=list)
     """Symbols that another contract takes over by proof, before the listings of the same facts: the
     bars of the old one keep their key and lose the label."""

@@ -35,6 +35,7 @@ from klagg_trio.core.errors import DamagedDataError, StoreError
 from klagg_trio.core.facts import (
     BarFact,
     Births,
+    Cut,
     Event,
     Facts,
     FlatSpan,
@@ -56,6 +57,7 @@ from klagg_trio.store.absence import clear_absences, contracts_with_absences, pu
 from klagg_trio.store.changes import (
     ADDED,
     DOUBTED,
+    DROPPED,
     ENDED,
     RESTATED,
     RESUMED,
@@ -242,6 +244,7 @@ class Database:
                 rows += sum((last - first) // MINUTE_MS + 1 for first, last in changed)
                 if changed:
                     touched.setdefault(span.symbol, []).extend(changed)
+        rows += sum(map(self._cut, facts.cuts))
         for symbol, minutes in touched.items():
             rows += self._put(RESTATE, self._remade(symbol, sorted(minutes), told), RESTATED)
         if facts.absences:
@@ -250,6 +253,27 @@ class Database:
         if facts.events:
             self._put_events(facts.events)
         return rows
+
+    def _cut(self, cut: Cut) -> int:
+        """Drop the bars of a contract from a minute on, where it has any from before it.
+
+        Longer bars that began before are made anew from the minutes that are left.
+        """
+        number = self._contracts.ids.get(cut.symbol)
+        if number is None or not select_bars(
+            self._connection, cut.symbol, MINUTE.name, cut.from_ms - MINUTE_MS, cut.from_ms
+        ):
+            return 0
+        dropped = sum(
+            self._connection.execute(
+                f"DELETE FROM {table} WHERE symbol = ? AND open_time >= ?", (number, cut.from_ms)
+            ).rowcount
+            for table in TABLES
+        )
+        last_ms = cut.from_ms - MINUTE_MS
+        remade = self._remade(cut.symbol, [(last_ms, last_ms)], set())
+        self._log.add(DROPPED, number, None, cut.from_ms, max(self._tick_ms, cut.from_ms))
+        return dropped + self._put(RESTATE, remade, RESTATED)
 
     def _store_lives(self, facts: Facts) -> None:
         contracts = self._contracts

@@ -174,7 +174,8 @@ def test_a_reused_ticker_is_another_contract_by_two_witnesses(witness):
     desk.tick(7)
     ended, began = relist(desk, 6.5, confirmed=witness == "again")
     assert ended.ended == [SYMBOL]
-    assert [span[1:] for span in ended.absent] == [(ms(6), ms(6))]
+    assert ended.cuts == [(SYMBOL, ms(6))]
+    assert ended.listings[-1].delivery_ms == ms(6)
     assert began.replaced == [SYMBOL]
     assert [fact.bar.open_ms for fact in began.sealed] == [ms(6)]
     desk.trades(trade(3, 7.2, 600))

@@ -20,6 +20,7 @@ from klagg_trio.core.facts import (
     AbsenceNote,
     BarFact,
     Births,
+    Cut,
     Event,
     Facts,
     FlatSpan,
@@ -513,6 +514,31 @@ def test_longer_bar_follows_its_minutes(database, folded):
         fold_all(database)
     database.commit(None, [restated(fact(0, Source.OFFICIAL, volume="7", count=4))])
     assert rows(database, LONGER, LONGER_COLUMNS) == [(15.0, 16, "trades", 1)]
+
+
+@pytest.mark.parametrize("folded", [False, True])
+def test_what_another_contract_traded_is_cut_off(database, folded):
+    """From its listing on no bar is left; the longer bar before it is what its minutes give."""
+    five_minutes(database, *(fact(minute) for minute in range(5)))
+    database.commit(None, [sealed(fact(5), fact(6))])
+    if folded:
+        fold_all(database)
+    facts = listing(delivery_ms=MIDNIGHT_MS + 3 * MINUTE_MS)
+    facts.cuts.append(Cut("AUSDT", MIDNIGHT_MS + 3 * MINUTE_MS))
+    database.commit(None, [facts])
+    assert sorted(row[0] for row in rows(database, columns="open_time")) == [
+        MIDNIGHT_MS,
+        *(MIDNIGHT_MS + minute * MINUTE_MS for minute in range(3)),
+    ]
+    (five,) = rows(database, "interval = '5m'", "count, volume, source")
+    assert five == (9, 6.0, "trades")
+
+
+def test_a_cut_before_the_first_bar_drops_nothing(database):
+    """Then the date is wrong: all that is stored is one contract's."""
+    database.commit(None, [sealed(fact(5), fact(6))])
+    database.commit(None, [Facts(cuts=[Cut("AUSDT", MIDNIGHT_MS)])])
+    assert len(rows(database)) == 2
 
 
 def test_longer_bar_that_is_told_of_is_left_alone(database):

@@ -27,7 +27,7 @@ from decimal import Decimal
 from typing import Final
 
 from klagg_trio.core.bar import EXACT, Source, newborn
-from klagg_trio.core.facts import Event, Facts, Listing, MinuteSpan
+from klagg_trio.core.facts import Cut, Event, Facts, Listing
 from klagg_trio.core.intervals import DAY_MS, MINUTE, MINUTE_MS, Interval
 from klagg_trio.core.seed import Seed
 from klagg_trio.core.shard.restate import suspect
@@ -300,11 +300,11 @@ def _replace(
     What the old one's series holds from the new one's listing on is not its own.
     """
     ended = Facts()
-    state.merge()
     freeze(shard, state, ended)
     end_ms, first_ms = state.minute.open_ms, MINUTE.floor(listing.onboard_ms)
     if first_ms < end_ms:
-        ended.absent.append(MinuteSpan(state.symbol, first_ms, end_ms - MINUTE_MS))
+        ended.cuts.append(Cut(state.symbol, first_ms))
+        ended.listings[-1] = ended.listings[-1]._replace(delivery_ms=first_ms)
     text = f"its ticker is another contract's, listed at {listing.onboard_ms}"
     ended.events.append(Event(shard.minute_ms, "delisted", state.symbol, text))
     began = add_symbol(shard, listing, price, replaces=True)
