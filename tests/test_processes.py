@@ -110,3 +110,44 @@ def test_killed_at_a_random_moment(tmp_path, seed):
     ).fetchall()
     connection.close()
     assert {end_ms for _, end_ms in newest} == {tick_ms}
+
+
+DEAD_DISK = """
+import sys, threading, time
+from klagg_trio.store.database import Database
+commit, calls = Database.commit, []
+def hang(self, *args, **more):
+    calls.append(1)
+    if len(calls) > 2:
+        print("hangs", file=sys.stderr, flush=True)
+        threading.Event().wait(600)
+    return commit(self, *args, **more)
+Database.commit = hang
+from klagg_trio.cli import main
+main()
+"""
+
+
+def test_disk_that_never_answers_does_not_keep_klagg(tmp_path):
+    """A write that never returns: SIGTERM ends klagg in ten seconds all the same, with 74."""
+    with process("sim", "--symbols", 3, "--rest-port", 0, "--ws-port", 0, "--json") as sim:
+        urls = json.loads(sim.stdout.readline())
+        rest, feed = urls["rest_url"], urls["ws_url"]
+        folder = ["--data-dir", str(tmp_path / "data"), "--rest-url", rest]
+        subprocess.run([*KLAGG, "backfill", "--since", "0d", *folder], check=True, timeout=60)
+        run = subprocess.Popen(
+            [sys.executable, "-c", DEAD_DISK, "run", "--headless", *folder, "--ws-url", feed],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            while "hangs" not in run.stderr.readline():
+                assert run.poll() is None
+            began_s = time.monotonic()
+            run.terminate()
+            _, errors = run.communicate(timeout=30)
+        finally:
+            run.kill()
+    assert run.returncode == 74
+    assert time.monotonic() - began_s < 12
+    assert "the disk does not answer" in errors
