@@ -32,6 +32,12 @@ EXACT: Final = decimal.Context(
     traps=[decimal.Inexact, decimal.InvalidOperation, decimal.Overflow, decimal.DivisionByZero],
 )
 
+NEARLY: Final = 1 + Decimal("1e-12")
+"""Two numbers this close may be one, of which one has been a float64."""
+
+CRUMB: Final = Decimal("1e-6")
+"""Of what was taken out of a sum: where less is left, too little of it is sure."""
+
 Values = tuple[Decimal, Decimal, Decimal, Decimal, Decimal, Decimal, int, Decimal, Decimal]
 """Open, high, low, close, volume, quote volume, count, taker buy volume, taker buy quote volume."""
 
@@ -131,7 +137,9 @@ class Bar(msgspec.Struct, gc=False):
         """Exchange one absorbed part for its restatement, by exact difference.
 
         Returns False where the parts at hand cannot tell the new open, close, high or low: the
-        old part held one of them and the new one does not reach it. The sums are right even then.
+        old part held one of them and the new one does not reach it, or was so large that what is
+        left of a sum is smaller than what may be missing from it: an old part that was read back
+        from floats is not exact.
         """
         if not old.count:
             self.absorb(new)
@@ -156,11 +164,12 @@ class Bar(msgspec.Struct, gc=False):
             self.first, self.open = new.open_ms, new.open
         if new.open_ms >= self.last:
             self.last, self.close = new.open_ms, new.close
-        lost_high = old.high == self.high and new.high < old.high
-        lost_low = old.low == self.low and new.low > old.low
+        lost_high = old.high * NEARLY >= self.high and new.high < old.high
+        lost_low = old.low <= self.low * NEARLY and new.low > old.low
         self.high = max(self.high, new.high)
         self.low = min(self.low, new.low)
-        return not lost_high and not lost_low
+        lost_sum = self.volume < old.volume * CRUMB or self.quote_volume < old.quote_volume * CRUMB
+        return not lost_high and not lost_low and not lost_sum
 
     def copy(self) -> Bar:
         """Return a bar that can be restated without touching this one."""

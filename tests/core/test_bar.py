@@ -158,6 +158,20 @@ def test_the_last_trades_taken_out_leave_a_flat_bar():
     assert nine_of(bar.values()) == nine([trade], 4_800)
 
 
+def test_what_dwarfed_the_rest_cannot_be_taken_out_of_it():
+    """A part that has been a float64 and was far larger than all others: the sums are not sure."""
+    usual = bar_of([ATrade("BTCUSDT", 1, 5_000, 1_000, 0)])
+    exact = bar_of([ATrade("BTCUSDT", 2, 5_000, 1_000, MINUTE)], MINUTE, 2 * MINUTE)
+    for name in ("high", "volume", "quote_volume"):
+        huge = exact.copy()
+        setattr(huge, name, Decimal("9" * 39))
+        read_back = huge.copy()
+        setattr(read_back, name, Decimal(repr(float("9" * 39))))
+        with decimal.localcontext(EXACT):
+            bar = merge([usual, huge], 0, 5 * MINUTE, PRICE)
+            assert not bar.replace(read_back, exact), name
+
+
 def test_an_empty_part_changes_nothing():
     """A traded bar opens at its own first trade, not at the close before it."""
     trade = ATrade("BTCUSDT", 1, 5_000, 1_000, MINUTE)

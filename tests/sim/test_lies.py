@@ -349,7 +349,8 @@ async def test_trade_holds_what_cannot_be(autojump_clock, make_world, kind):
     elif kind == "trade_span":
         assert {str(each["l"]) for each in wrong} <= set(words.LAST_IDS)
     else:
-        assert all(max(len(each["p"]), len(each["q"])) == words.DIGITS for each in wrong)
+        lengths = {max(len(each["p"]), len(each["q"])) for each in wrong}
+        assert lengths == {words.DIGITS, words.TOO_MANY_DIGITS}
 
 
 async def test_event_times_are_off_in_some_frames(autojump_clock, make_world):

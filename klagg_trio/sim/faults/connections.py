@@ -230,7 +230,11 @@ class ConnectionFaults:
         if condition.twists and name.endswith("@aggTrade"):
             condition.twists -= 1
             payload = data[_header_length(data) :]
-            data = frame(words.wrong_trade(condition.twist, payload, condition.rng))
+            payload = words.wrong_trade(condition.twist, payload, condition.rng)
+            # What it claims to be of is touched as well, however far off that is.
+            claimed_ms = words.trade_ms(payload)
+            self._touched.add([name.partition("@")[0]], claimed_ms, claimed_ms)
+            data = frame(payload)
         if self._now_ms < condition.event_off_until_ms and condition.rng.random() < 0.5:
             payload = data[_header_length(data) :]
             data = frame(words.with_event_time(payload, condition.event_off_ms))

@@ -87,8 +87,8 @@ class FaultRates:
     trade_span: float = 0.0
     """Some trades hold more raw ones than 64 bits can count, or fewer than none."""
     trade_digits: float = 0.0
-    """Some trades have a price or a quantity of forty digits: more than any is, or ending in zeros
-    that change nothing."""
+    """Some trades have a price or a quantity of sixty digits, which none has, or one in forty that
+    ends in zeros, which change nothing."""
     stranger: float = 0.0
     """Trades of symbols that do not exist come in between."""
 

@@ -24,6 +24,10 @@ LAST_IDS: Final = ("9223372036854775807", "18446744073709551616", "9" * 40, "0")
 """Last raw ids: beyond 63 bits, beyond 64, beyond everything, before the first."""
 
 DIGITS: Final = 40
+"""Of a number that ends in zeros: what it is worth does not change."""
+
+TOO_MANY_DIGITS: Final = 60
+"""Of a number that nothing is worth."""
 
 _STRANGER: Final = (
     '{"stream":"%s@aggTrade","data":{"e":"aggTrade","E":%d,"a":%d,"s":"%s","p":"1.5","q":"2",'
@@ -34,6 +38,12 @@ _STRANGER: Final = (
 def with_event_time(payload: bytes, off_ms: int) -> bytes:
     """Return a frame with all its event times moved."""
     return _EVENT_MS.sub(lambda found: b'"E":%d' % max(0, int(found[1]) + off_ms), payload)
+
+
+def trade_ms(payload: bytes) -> int:
+    """Return the time that the frame of a trade claims."""
+    found = _TRADE_MS.search(payload)
+    return int(found[1]) if found else 0
 
 
 def wrong_trade(kind: str, payload: bytes, rng: random.Random) -> bytes:
@@ -48,7 +58,7 @@ def wrong_trade(kind: str, payload: bytes, rng: random.Random) -> bytes:
     many = rng.random() < 0.5
 
     def lengthened(found: re.Match[bytes]) -> bytes:
-        text = b"9" * DIGITS if many else _padded(found[1])
+        text = b"9" * TOO_MANY_DIGITS if many else _padded(found[1])
         return b'"%b":"%b"' % (name, text)
 
     return field.sub(lengthened, payload)
