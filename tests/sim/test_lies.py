@@ -409,6 +409,8 @@ def test_touched_minutes_reach_to_the_next_trade_that_comes_through():
         *range(540_000, 900_001, MINUTE_MS)
     }
     assert touched.minutes("BBBUSDT", ()) == set()
+    touched.claim("bbbusdt", 10**15 + 1)
+    assert touched.minutes("BBBUSDT", ()) == {10**15 // MINUTE_MS * MINUTE_MS}
     touched.add(None, 0, 0)
     assert 0 in touched.minutes("BBBUSDT", ())
 

@@ -231,9 +231,7 @@ class ConnectionFaults:
             condition.twists -= 1
             payload = data[_header_length(data) :]
             payload = words.wrong_trade(condition.twist, payload, condition.rng)
-            # What it claims to be of is touched as well, however far off that is.
-            claimed_ms = words.trade_ms(payload)
-            self._touched.add([name.partition("@")[0]], claimed_ms, claimed_ms)
+            self._touched.claim(name.partition("@")[0], words.trade_ms(payload))
             data = frame(payload)
         if self._now_ms < condition.event_off_until_ms and condition.rng.random() < 0.5:
             payload = data[_header_length(data) :]

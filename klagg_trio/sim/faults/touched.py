@@ -18,6 +18,13 @@ class Touched:
     def __init__(self) -> None:
         self._of_all: list[tuple[int, int]] = []
         self._by_ticker: dict[str, list[tuple[int, int]]] = {}
+        self._claimed: dict[str, set[int]] = {}
+        """Minutes that a lie named, by ticker."""
+
+    def claim(self, ticker: str, at_ms: int) -> None:
+        """Note that a lie named a moment, however far off: what befalls its minute is its doing."""
+        minute_ms = at_ms // MINUTE_MS * MINUTE_MS
+        self._claimed.setdefault(ticker.upper(), set()).add(minute_ms)
 
     def add(self, tickers: Iterable[str] | None, from_ms: int, until_ms: int) -> None:
         """Note a span with the time that recovery takes; None for all tickers."""
@@ -35,7 +42,7 @@ class Touched:
         of those, in order, the first one of each minute. Until then its end is not known.
         """
         times_ms = list(delivered_ms)
-        found: set[int] = set()
+        found = set(self._claimed.get(ticker.upper(), ()))
         for from_ms, until_ms in [*self._of_all, *self._by_ticker.get(ticker.upper(), ())]:
             shown_ms = next((each for each in times_ms if each >= until_ms), until_ms)
             first_ms = from_ms // MINUTE_MS * MINUTE_MS - MINUTE_MS
