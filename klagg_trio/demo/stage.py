@@ -20,8 +20,9 @@ import trio
 import trio.testing
 
 from klagg_trio.backfill import run_backfill
-from klagg_trio.core.errors import RemoteError
+from klagg_trio.core.errors import DamagedDataError, RemoteError
 from klagg_trio.core.intervals import DAY_MS, DEFAULT_INTERVALS, INTERVALS, MINUTE_MS
+from klagg_trio.core.seed import StartState
 from klagg_trio.demo.announced import Announced
 from klagg_trio.demo.judge import DemoSummary, Promise, Record, check_bars, owed_bars
 from klagg_trio.demo.machine import DATABASE, SNAPSHOT, Copy, Machine
@@ -34,6 +35,7 @@ from klagg_trio.settings import Settings
 from klagg_trio.sim.faults import NONE, FaultRates, Faults, SkewedClock, drawn, drawn_lies
 from klagg_trio.sim.server import SimExchange, SimOptions
 from klagg_trio.store.database import Database
+from klagg_trio.store.start import read_start, settle_start
 from klagg_trio.store.start_snapshot import read_snapshot
 from klagg_trio.store.thread import one_thread, run_inline
 
@@ -206,6 +208,8 @@ class _Run:
         self._end_ms = 0
         self._copy: Copy | None = None
         self._restore_ms = 0
+        self._told: list[str] = []
+        """What the starts said."""
 
     async def fill(self) -> None:
         """Run the backfill."""
@@ -241,13 +245,12 @@ class _Run:
         """Run the app once. Returns what ended it; nothing where it came to the end."""
         self._exchange.faults.rates = NONE
         await self._reach()
-        start = read_snapshot(self._settings.data_dir / SNAPSHOT)
+        start, database = await self._open()
         began_ms = self._exchange.now_ms()
         self.record.starts.append(start.cut_ms)
         self._exchange.faults.touched.add(None, start.cut_ms, began_ms)
         stop = trio.Event()
         ending = ""
-        database = Database.open(self._path)
         try:
             async with trio.open_nursery() as nursery:
 
@@ -275,6 +278,23 @@ class _Run:
         finally:
             database.close()
         return ending
+
+    async def _open(self) -> tuple[StartState, Database]:
+        """Open what there is as `klagg run` does; where that says so, fill it anew first."""
+        snapshot = self._settings.data_dir / SNAPSHOT
+        while True:
+            database: Database | None = None
+            try:
+                start = read_start(self._path, snapshot)
+                database = Database.open(self._path)
+                settle_start(database, start, snapshot, self._told.append)
+            except DamagedDataError as error:
+                if database is not None:
+                    database.close()
+                self._told.append(str(error))
+                await self.fill()
+            else:
+                return start, database
 
     async def _reach(self) -> None:
         """Wait until the exchange answers: a start while it does not is an error, not a fault."""

@@ -24,6 +24,9 @@ STATUSES: Final = ("TRADING_HALT", "SETTLING", "PRE_DELIVERING", "CLOSE", "AUCTI
 AHEAD_MINUTES: Final = 2
 """The tapes are written up to a minute ahead: what they are to leave out must be later."""
 
+READ_AGAIN_MS: Final = 11 * MINUTE_MS
+"""Within this exchangeInfo is read again, though no frame told of anything."""
+
 EVER_MS: Final = 1 << 60
 
 
@@ -146,6 +149,8 @@ class ContractLies:
         self._lay(told, back_ms, deliveryDate=date_ms)
         self._frame(told, delivery_ms=date_ms)
         if rng.random() < 0.5:
+            # That is what an end looks like: who believes it is back once the list is read again.
+            self._touched.add([told.symbol], date_ms, back_ms + READ_AGAIN_MS)
             self._lay(told, back_ms, date_ms, status="SETTLING")
             self._frame(told, date_ms, delivery_ms=date_ms, status="SETTLING")
         self._frame(told, back_ms)
