@@ -44,7 +44,7 @@ class Difference:
     open_ms: int
     source: str
     verdict: str
-    """straddle, unexplained or suspect"""
+    """straddle, unexplained, suspect or missing"""
     fields: dict[str, tuple[float, float]]
     """Stored and official value of each field that differs."""
 
@@ -57,7 +57,10 @@ class AuditReport:
     straddle: int = 0
     unexplained: int = 0
     suspect: int = 0
-    """Bars that say themselves that they are not to be trusted."""
+    """Bars that say themselves that they are not to be trusted, or that the exchange lacks them
+    though it does not."""
+    missing: int = 0
+    """Bars that should be stored, since the exchange has them, and are not."""
     repaired: int = 0
     unserved: int = 0
     """Stored bars that the exchange gave nothing for."""
@@ -90,8 +93,11 @@ def stored_series(
     """Return the series to audit: those asked for, as far as they are stored."""
     wanted = set(symbols)
     found = []
-    for symbol, phase_ms in connection.execute(
-        "SELECT symbol, three_day_phase_ms FROM symbols WHERE status <> 'REPLACED' ORDER BY 1"
+    last_tick = connection.execute("SELECT value FROM meta WHERE key = 'last_tick'").fetchone()
+    last_tick_ms = int(last_tick[0]) if last_tick else 0
+    for symbol, phase_ms, status in connection.execute(
+        "SELECT symbol, three_day_phase_ms, status FROM symbols WHERE status <> 'REPLACED'"
+        " ORDER BY 1"
     ).fetchall():
         if wanted and symbol not in wanted:
             continue
@@ -104,7 +110,10 @@ def stored_series(
                 (symbol, name, since_ms),
             ).fetchone()
             if first_ms is not None:
-                found.append(Series(symbol, interval, first_ms, interval.end(last_ms)))
+                end_ms = interval.end(last_ms)
+                if status != "ENDED":  # bars that should be there, not only those that are
+                    end_ms = max(end_ms, interval.floor(last_tick_ms))
+                found.append(Series(symbol, interval, first_ms, end_ms))
     return found
 
 
@@ -164,9 +173,12 @@ class Audit:
         }
         common = [open_ms for open_ms in stored if open_ms in official]
         self.report.unserved += len(stored) - len(common)
+        missing = [open_ms for open_ms in official if open_ms not in stored]
+        missing = [open_ms for open_ms in missing if official[open_ms].end_ms <= series.end_ms]
+        self._count_missing(series, missing)
         ours = [stored[open_ms] for open_ms in common]
         theirs = [as_stored(official[open_ms]) for open_ms in common]
-        wrong = self._count(series, ours, theirs)
+        wrong = sorted(self._count(series, ours, theirs) + missing)
         if wrong and self._database is not None:
             self._repair(series, [official[open_ms] for open_ms in wrong])
 
@@ -181,12 +193,21 @@ class Audit:
         )
         return {bar.open_ms: bar for bar in klines.bars}
 
+    def _count_missing(self, series: Series, missing: Sequence[int]) -> None:
+        """Add bars that the exchange has and the database has not."""
+        self.report.missing += len(missing)
+        for open_ms in missing[: max(0, FINDINGS_MAX - len(self.report.differences))]:
+            self.report.differences.append(
+                Difference(series.symbol, series.interval.name, open_ms, "none", "missing", {})
+            )
+
     def _count(self, series: Series, ours: Sequence[Bar], theirs: Sequence[Bar]) -> list[int]:
         """Add the verdicts to the report. Returns the open times of the bars to be replaced."""
         wrong: list[int] = []
         counts: Counter[str] = Counter()
         for bar, true, verdict in zip(ours, theirs, judge(ours, theirs), strict=True):
-            name = "suspect" if bar.source == Source.SUSPECT else verdict.value
+            doubtful = bar.source in (Source.SUSPECT, Source.ABSENT)
+            name = "suspect" if doubtful else verdict.value
             counts[name] += 1
             if name == Verdict.EQUAL.value:
                 continue

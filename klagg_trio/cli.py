@@ -325,7 +325,7 @@ def audit(repair: bool, as_json: bool, chosen: str | None, **flags: str | None) 
     klagg audit --since 7d --symbols BTCUSDT --intervals 1m,1h
     klagg audit --repair                         while klagg does not run
 
-    Exits 3 if a bar differs for no known reason, or is suspect.
+    Exits 3 if a bar differs for no known reason, is suspect, or is missing.
     """
     from klagg_trio.commands.audit import run_command
 

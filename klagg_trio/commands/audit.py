@@ -64,7 +64,7 @@ def run_command(
         click.echo(json.dumps(fields, ensure_ascii=False))
     else:
         _tell(report)
-    wrong = report.unexplained + report.suspect
+    wrong = report.unexplained + report.suspect + report.missing
     return EXIT_FINDINGS if wrong and not repair else 0
 
 
@@ -137,5 +137,5 @@ def _tell(report: AuditReport) -> None:
     click.echo(
         f"{report.compared:,} bars compared: {report.equal:,} equal ({share:.3f} %), "
         f"{report.straddle:,} straddle, {report.unexplained:,} unexplained, "
-        f"{report.suspect:,} suspect; {report.repaired:,} replaced"
+        f"{report.suspect:,} suspect, {report.missing:,} missing; {report.repaired:,} replaced"
     )

@@ -88,6 +88,39 @@ async def test_audit_finds_and_mends_what_was_altered(autojump_clock, tmp_path):
         assert again.compared == found.compared
 
 
+async def test_audit_counts_bars_that_should_be_there(autojump_clock, tmp_path):
+    """Bars cut off at the end, or taken out of the middle, are missing; --repair stores them."""
+    async with stage(tmp_path, BUSY) as (it, nursery):
+        await it.start(nursery)
+        await it.minutes(6)
+        await it.repaired()
+        await it.stop()
+        await trio.sleep(10)
+        connection = sqlite3.connect(it.path)
+        last_ms = it.rows("SELECT max(open_time) AS last FROM klines WHERE interval = '1m'")[0][0]
+        symbol = it.exchange.symbols_now()[0]
+        gone = (last_ms, last_ms - 120_000)
+        for table in ("bars", "recent_bars"):
+            connection.execute(
+                f"DELETE FROM {table} WHERE interval = 0 AND open_time IN (?, ?)"
+                " AND symbol = (SELECT id FROM symbols WHERE symbol = ?)",
+                (*gone, symbol),
+            )
+        connection.commit()
+        connection.close()
+        found = await audited(it)
+        assert found.missing == 2
+        told = [d for d in found.differences if d.verdict == "missing"]
+        assert {(d.symbol, d.interval, d.open_ms) for d in told} == {
+            (symbol, "1m", open_ms) for open_ms in gone
+        }
+        database = Database.open(it.path)
+        await audited(it, database)
+        database.close()
+        assert (await audited(it)).missing == 0
+        assert it.holes() == []
+
+
 async def test_audit_counts_suspect_bars_apart(autojump_clock, tmp_path):
     """A bar that says itself that it is not to be trusted is no surprise."""
     async with stage(tmp_path) as (it, nursery):
