@@ -34,7 +34,7 @@ from typing import Final, TextIO
 import numpy as np
 
 from klagg_trio.core.bar import Bar, Source, combined_source, newborn
-from klagg_trio.core.columns import ID, TIME_MS, TradeColumns, group
+from klagg_trio.core.columns import ID, TIME_MS, Integers, TradeColumns, group
 from klagg_trio.core.errors import ConfigurationError, DamagedDataError
 from klagg_trio.core.facts import Facts, MinuteSpan
 from klagg_trio.core.intervals import DAY_MS, MINUTE, MINUTE_MS, Interval, select
@@ -313,12 +313,18 @@ def _in_order(batches: Iterable[Batch], order: _Order) -> Iterator[Batch]:
             row = batch.table[ID]
         else:
             row = np.array(list(map(_id, batch)), np.int64)
-        before = row[0] if order.last_id is None else order.last_id
-        steps = np.diff(row, prepend=before)
-        if steps.min() < 0:
-            raise _IdsGoBack
+        if order.last_id is not None:
+            _note_steps(np.array([int(row[0]) - order.last_id]), order)
+        if len(row) > 1:
+            _note_steps(row[1:] - row[:-1], order)
+        order.last_id = int(row[-1])
+        yield batch
+
+
+def _note_steps(steps: Integers, order: _Order) -> None:
+    if steps.min() < 0:
+        raise _IdsGoBack
+    if steps.max() > 1:
         jumps = steps[steps > 1]
         order.gaps += len(jumps)
         order.missing += int((jumps - 1).sum())
-        order.last_id = int(row[-1])
-        yield batch

@@ -50,6 +50,7 @@ from klagg_trio.core.trade import Trade
 from klagg_trio.exchange.digits import DIGITS_MAX, parse_numbers, rescale, word, words_of
 from klagg_trio.exchange.layout import (
     BYTE_ORDER_MARK,
+    FIELDS,
     MICROSECONDS_FROM,
     NUMBER_LENGTH_MAX,
     TIME_MS_MAX,
@@ -237,16 +238,17 @@ class _Columns:
             return None
         commas = np.ascontiguousarray(commas.reshape(-1, width).T)
         starts = np.append(DIGITS_MAX, newlines[:-1] + 1)
-        if (commas[0] < starts).any() or (commas[-1] > newlines).any():
-            return None  # a row has more than its share of commas, and another one less
-        begins = [starts, *(commas + 1)]
+        ignores = self._layout.width not in (None, len(FIELDS))
+        if ignores and ((commas[0] < starts).any() or (commas[-1] > newlines).any()):
+            return None  # more commas than there should be in one row, less in another
+        before = [starts - 1, *commas]
         ends = [*commas, newlines]
         place = self._layout.columns
         order = [place[field] for field in (1, 2, 0, 3, 4, 5)]
-        begin = np.stack([begins[column] for column in order])
+        begin = np.stack([before[column] for column in order]) + 1
         stop = np.stack([ends[column] for column in order])
         truths = [
-            _truths(data, begins[column], ends[column])
+            _truths(data, before[column] + 1, ends[column])
             for column in (place[6], *range(7, width + 1 if self._layout.width is None else 7))
         ]
         parsed = parse_numbers(data, begin, stop, fractions=2)
