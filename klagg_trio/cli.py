@@ -334,6 +334,26 @@ def audit(repair: bool, as_json: bool, chosen: str | None, **flags: str | None) 
 
 @cli.command()
 @_data_dir
+@click.option("--join", "key", metavar="KEY", help="Give this contract its label back.")
+@_json
+def contracts(key: str | None, as_json: bool, **flags: str | None) -> int:
+    """List the contracts with their permanent keys; undo a rename.
+
+    \b
+    klagg contracts
+    klagg contracts --join BTCUSDT@20190908T1757     while klagg does not run
+
+    A contract that another one took the label from keeps its bars under its key. If both turn out
+    to be one, --join puts their bars together. Refused where they lie on the same minutes and
+    disagree.
+    """
+    from klagg_trio.commands.contracts import run_command
+
+    return run_command(flags, key=key, as_json=as_json)
+
+
+@cli.command()
+@_data_dir
 @_json
 def status(as_json: bool, **flags: str | None) -> int:
     """Say what the data directory holds and how fresh it is.

@@ -59,6 +59,7 @@ from klagg_trio.store.changes import (
     DOUBTED,
     DROPPED,
     ENDED,
+    RENAME_UNDONE,
     RESTATED,
     RESUMED,
     ChangeLog,
@@ -77,6 +78,13 @@ from klagg_trio.store.filling import (
 )
 from klagg_trio.store.flats import put_flats
 from klagg_trio.store.fold import Folding
+from klagg_trio.store.joining import (
+    Pair,
+    find_pair,
+    join_bars,
+    join_labels,
+    refuse_disagreement,
+)
 from klagg_trio.store.labels import ENDED as STATUS_ENDED
 from klagg_trio.store.labels import TRADING, Contracts
 from klagg_trio.store.reading import Row, mapped, select_bars, stored_spans
@@ -615,6 +623,54 @@ class Database:
             self._put_meta("generation", self.identity.generation + 1)
         self._load()
         return rows
+
+    def find_pair(self, key: str) -> Pair:
+        """Return the contract with a key, and who has its label. ConfigurationError where none."""
+        with mapped(self.path):
+            return find_pair(self._connection, key)
+
+    def begins(self, number: int) -> int | None:
+        """Return when the first stored minute of a contract opens."""
+        with mapped(self.path):
+            stored = bounds(self._connection, number)
+        return None if stored is None else stored[0]
+
+    def try_join(self, pair: Pair) -> None:
+        """Raise ConfigurationError where `join` would. Nothing is changed but where bars lie."""
+        with self._transaction():
+            folded_ms = self._fold_both(pair)
+            if pair.new is not None and folded_ms:
+                refuse_disagreement(self._connection, pair)
+
+    def _fold_both(self, pair: Pair) -> int:
+        known = [number for number in (pair.old, pair.new) if number is not None]
+        folded_ms = max(self._tick_ms, *(self._folding.until[number] for number in known))
+        for number in known:
+            self._folding.move(number, folded_ms)
+        return folded_ms
+
+    def join(self, pair: Pair) -> None:
+        """Give a contract its label back, and the bars of the one that has it now.
+
+        Raises ConfigurationError where the bars of both say that they are two.
+        """
+        with self._transaction():
+            folded_ms = self._fold_both(pair)
+            spans: list[Span] = []
+            if pair.new is not None:
+                refuse_disagreement(self._connection, pair)
+                life = self._contracts.lives[pair.new]
+                spans = join_bars(self._connection, pair, life)
+            join_labels(self._connection, pair, folded_ms)
+            self._folding.until.update(self._contracts.load())
+            if pair.new is not None:
+                self._folding.until.pop(pair.new, None)
+            self._put(RESTATE, self._remade(pair.label, spans, set()), RESTATED)
+            stored = bounds(self._connection, pair.old) or (self._tick_ms, self._tick_ms)
+            self._log.add(RENAME_UNDONE, pair.old, None, *stored, pair.key)
+            text = f"the contract {pair.key} has its label again"
+            self._put_events([Event(self._tick_ms, "rename undone", pair.label, text)])
+        self._load()
 
     def begin_generation(self) -> None:
         """Tell those who read changes by number to read anew."""

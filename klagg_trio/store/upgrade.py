@@ -12,7 +12,7 @@ end the rows are counted, and the copy takes the place of the old file by one re
 A copy is gone on with only if the old file is still the one it was begun from; else it is begun
 anew. Nobody else may have the old file open: whoever does would go on reading a file that is gone.
 
-Two million bars took 5 s and twice the file.
+Two million bars (205 MB) took 11 s on two busy cores, and as much room as the file again.
 """
 
 from __future__ import annotations
