@@ -22,6 +22,7 @@ cut is stored: a restart never finds a snapshot that is ahead of the database.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import time
@@ -42,6 +43,10 @@ from klagg_trio.store.thread import RunInThread
 from klagg_trio.vitals import WriterVitals
 
 log = logging.getLogger(__name__)
+
+ROWS_MAX: Final = 100_000
+"""Rows of stretches in one transaction, but for the last of them. Contracts that come back after
+weeks bring millions, and nothing else waits for those."""
 
 EVENTS_KEPT: Final = 200
 """Newest events, for the dashboard; the database has the others."""
@@ -249,10 +254,13 @@ class Batch:
     def __init__(self, queues: list[deque[cmd.Record]], *, ended: bool = False) -> None:
         """Take one complete minute with all before it, or else all that waits for nothing.
 
+        Where that is too much for one transaction, take some of what comes before the minute.
         Once the channel has `ended` no report of running bars waits for others any more.
         """
-        self.minute_ms = _complete_minute(queues)
-        reported = ended or self.minute_ms is not None or all(map(_has_report, queues))
+        crowded = sum(map(_amended_rows, queues)) > ROWS_MAX
+        self.minute_ms = None if crowded else _complete_minute(queues)
+        reported = ended or crowded or self.minute_ms is not None or all(map(_has_report, queues))
+        rows = 0
         self.facts: list[Facts] = []
         self.running: dict[tuple[str, str], RunningBar] = {}
         self.births: list[Births] = []
@@ -267,6 +275,9 @@ class Batch:
                     break
                 if isinstance(record, cmd.OpenBars) and not reported:
                     break
+                if rows > ROWS_MAX:
+                    return
+                rows += _stretch_rows(record)
                 self._add(queue.popleft())
 
     @property
@@ -303,6 +314,19 @@ class Batch:
     def _add_running(self, bars: Sequence[RunningBar]) -> None:
         for bar in bars:
             self.running[bar.symbol, bar.interval] = bar
+
+
+def _stretch_rows(record: cmd.Record) -> int:
+    """Return how many rows the stretches make that were told between two minutes."""
+    if not isinstance(record, cmd.Amended):
+        return 0
+    return sum(span.size for span in record.facts.flats)
+
+
+def _amended_rows(queue: deque[cmd.Record]) -> int:
+    """Return how many such rows come before the next minute."""
+    before = itertools.takewhile(lambda record: not isinstance(record, cmd.Sealed), queue)
+    return sum(map(_stretch_rows, before))
 
 
 def _has_report(queue: deque[cmd.Record]) -> bool:

@@ -1,13 +1,16 @@
 """The writer: minutes of all shards in one commit, order kept, retries that lose nothing."""
 
+from decimal import Decimal
+
 import pytest
 import trio
 import trio.testing
 
 from klagg_trio import cmd
 from klagg_trio import writer as module
+from klagg_trio.core.bar import Source
 from klagg_trio.core.errors import StoreError
-from klagg_trio.core.facts import Births, Event, Facts
+from klagg_trio.core.facts import Births, Event, Facts, FlatSpan
 from klagg_trio.store.start_snapshot import read_snapshot
 from klagg_trio.store.thread import run_inline
 from klagg_trio.writer import RETRY_PAUSES_S, Writer
@@ -146,6 +149,31 @@ async def test_minutes_are_committed_one_by_one(tmp_path):
     ]
     assert line.writer.statistics().committed_minute_ms == 2 * MINUTE_MS
     assert line.store.folds == 2
+
+
+async def test_what_came_back_from_weeks_away_is_several_commits(tmp_path):
+    """Stretches told between minutes make transactions of bounded size, the minute after them."""
+    span = FlatSpan("AUSDT", "1m", 0, 60_000 * MINUTE_MS, Decimal(1), Source.SUSPECT)
+    records = []
+    for number in range(5):
+        told = amended(number % 2, f"back {number}")
+        told.facts.flats.append(span)
+        records.append(told)
+    line = Line(tmp_path)
+    await line.store_all(
+        sealed(0, 1, "a"),
+        *records,
+        cmd.OpenBars(1, [Running(("AUSDT", "1m"))]),
+        sealed(1, 1, "b"),
+        sealed(0, 2),
+        sealed(1, 2),
+    )
+    assert [(minute_ms, texts) for minute_ms, texts, _ in line.store.commits] == [
+        (None, ["back 1", "back 3"]),
+        (MINUTE_MS, ["a", "b"]),
+        (None, ["back 0", "back 2"]),
+        (2 * MINUTE_MS, ["back 4"]),
+    ]
 
 
 async def test_newest_running_bars_are_stored(tmp_path):
