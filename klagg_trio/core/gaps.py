@@ -88,6 +88,11 @@ class Spans:
         """Whether any minute that opens in [from_ms, end_ms) is in the set."""
         return any(first < end_ms and last >= from_ms for first, last in self._spans)
 
+    def minutes_within(self, from_ms: int, end_ms: int) -> int:
+        """How many minutes that open in [from_ms, end_ms) are in the set."""
+        shared = ((max(first, from_ms), min(last + MINUTE_MS, end_ms)) for first, last in self)
+        return sum(max(0, end - begin) // MINUTE_MS for begin, end in shared)
+
     def reaches(self, from_ms: int) -> bool:
         """Whether any minute that opens at `from_ms` or later is in the set."""
         return any(last >= from_ms for _, last in self._spans)

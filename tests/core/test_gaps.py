@@ -104,3 +104,13 @@ def test_pieces_are_bounded_and_what_is_forgotten_is_told():
     assert not spans.holds(spans.forgotten_ms)
     assert spans.holds(0)
     assert spans.holds(5_000 * MINUTE)
+
+
+def test_minutes_within_a_time_are_counted():
+    """Whole minutes, of every span that reaches into it."""
+    spans = Spans()
+    spans.add(2 * MINUTE_MS, 4 * MINUTE_MS)
+    spans.add(8 * MINUTE_MS, 8 * MINUTE_MS)
+    assert spans.minutes_within(0, 10 * MINUTE_MS) == 4
+    assert spans.minutes_within(3 * MINUTE_MS, 8 * MINUTE_MS) == 2
+    assert spans.minutes_within(5 * MINUTE_MS, 8 * MINUTE_MS) == 0

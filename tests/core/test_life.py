@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from decimal import Decimal
 
 import msgspec
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from klagg_trio.core.bar import Source
 from klagg_trio.core.facts import Listing
-from klagg_trio.core.shard import CONFIRM_MS, Stored
+from klagg_trio.core.shard import CONFIRM_MS, Shard, Stored
 from klagg_trio.core.shard.seal import LAG_MINUTES_MAX
 
 from .desk import SYMBOL, Desk, ms, official, trade
@@ -317,3 +318,17 @@ def test_a_later_official_row_corrects_an_earlier_one():
         desk.tick(minute)
     (five,) = [row for key, row in desk.store.rows.items() if key[1] == "5m"]
     assert five.nine.count == 3
+
+
+def test_what_is_owed_at_the_start_counts_as_unofficial():
+    """A seed may count none: its placeholders turn official later, and the count stays right."""
+    desk = Desk("1h")
+    (seed,) = desk.shard.seeds()
+    desk.tick(10)
+    suspects = ((ms(3), ms(5)),)
+    again = Desk("1h")
+    again.shard = Shard(again.intervals, ms(10))
+    again.shard.load(dataclasses.replace(seed, suspects=suspects))
+    for minute in range(3, 6):
+        again.replace(official(minute))
+    assert again.state.longer[0].unofficial_minutes == 0

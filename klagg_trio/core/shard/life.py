@@ -100,6 +100,9 @@ def load(shard: ShardState, seed: Seed) -> None:
         state.missing.add(first_ms, last_ms)
     for first_ms, last_ms in seed.unknown:
         state.unknown.add(first_ms, last_ms)
+    for each in state.longer:  # what is owed is not official, whatever the seed counts
+        owed = state.suspects.minutes_within(each.bar.open_ms, shard.minute_ms)
+        each.unofficial_minutes = max(each.unofficial_minutes, owed)
     shard.symbols[seed.symbol] = state
 
 
@@ -172,6 +175,7 @@ def _resumed(shard: ShardState, listing: Listing, stored: Stored) -> SymbolState
     state = _state_from(shard, listing, stored.end_ms, stored.close)
     for longer in state.longer:
         if longer.bar.open_ms < stored.end_ms:
+            longer.unofficial_minutes = (stored.end_ms - longer.bar.open_ms) // MINUTE_MS
             longer.bar.source = Source.SUSPECT
             longer.resumed = True
     return state
