@@ -219,7 +219,10 @@ class Discovery:
             self._note(Event(self._now_ms(), "rejected", "", f"discovery: {error}"))
             return
         match message:
-            case wire.MiniTickers(rows):
+            case wire.MiniTickers(rows, rejected):
+                if rejected:
+                    text = f"discovery: {rejected:,} tickers of a frame make no sense"
+                    self._note(Event(self._now_ms(), "rejected", "", text))
                 for row in rows:
                     if row.market != 1:
                         continue

@@ -74,8 +74,8 @@ ANSWER_S: Final = 15.0
 """For the answer to a subscription. Symbols without one would never be live."""
 
 NONSENSE_MAX: Final = 2_000
-"""Frames refused on one connection since it was last all right, a chunk without any refusal: more
-is no exchange, and costs more than to connect anew."""
+"""Frames refused on one connection beyond those that made sense: more is no exchange, and costs
+more than to connect anew."""
 
 BACKOFF_FIRST_S: Final = 0.5
 BACKOFF_MAX_S: Final = 30.0
@@ -248,6 +248,9 @@ class FeedCounts:
     rejected: int = 0
     """Frames that could not be decoded."""
     reconnects: int = 0
+    unread: int = 0
+    """Frames that were received of connections that were given up before they were looked at. The
+    minutes that they may belong to are in doubt like all others since then."""
 
 
 @dataclass(slots=True)
@@ -263,7 +266,7 @@ class _Session:
     flaw: str = ""
     """Why the connection is no good, once that is so."""
     nonsense: int = 0
-    """Frames refused since the last chunk without any."""
+    """By how many the frames refused lately outnumber the others."""
     acknowledged: list[tuple[tuple[str, ...], float]] = field(default_factory=list)
     """Symbols whose request was answered, and when (Trio time), but without data since."""
     live: list[str] = field(default_factory=list)
@@ -385,11 +388,15 @@ class Feed:
         self.state = "connecting"
         url = f"{self._settings.ws_url}/stream"
         pause_s = self._settings.read_pause_ms / 1000
+        connection: Connection | None = None
         try:
             async with open_connection(url, self._dial, read_pause_s=pause_s) as connection:
                 return await self._run_session(connection)
         except RemoteError as error:
             return str(error)
+        finally:
+            if connection is not None:
+                self._counts.unread += connection.statistics().dropped
 
     async def _run_session(self, connection: Connection) -> str:
         """Subscribe and read until the connection is no good. Returns why."""
@@ -485,7 +492,7 @@ class Feed:
         for frame in decoded.others:
             data |= self._take_other(session, frame)
         refused = decoded.rejected + self._counts.rejected - refused
-        session.nonsense = session.nonsense + refused if refused else 0
+        session.nonsense = max(0, session.nonsense + 2 * refused - len(frames))
         if data:
             session.data_s = trio.current_time()
             if session.acknowledged and not session.is_frozen and self._clock.is_sure:

@@ -448,6 +448,7 @@ class App:
             0,
             {
                 "trades": json.dumps(trades),
+                "unread_frames": str(self.feeds.counts.unread),
                 "bars": json.dumps(asdict(self.bar_counts())),
                 "audit": json.dumps(asdict(audit) | {"share_equal": audit.share_equal}),
                 "repair": json.dumps(asdict(self.repair.statistics())),

@@ -199,7 +199,8 @@ def strangers_in_trades() -> object:
     for burst in range(60):
         frames = [
             f'{{"stream":"x{n}@aggTrade","data":{{"e":"aggTrade","E":1791382992488,"a":1,'
-            f'"s":"X{n}","p":"1","q":"1","nq":"1","f":1,"l":1,"T":1791382992488,"m":true,"st":1}}}}'.encode()
+            f'"s":"X{n}","p":"1","q":"1","nq":"1","f":1,"l":1,"T":1791382992488,'
+            f'"m":true,"st":1}}}}'.encode()
             for n in range(burst * 500, burst * 500 + 500)
         ]
         decoder._skip = 0

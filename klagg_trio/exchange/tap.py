@@ -367,6 +367,10 @@ class FrameTap(trio.abc.Stream):
             self._frames += 1
             self._batches += 1
 
+    def count_dropped(self, frames: Frames) -> None:
+        """Count frames that were put into the sink, and that nobody took."""
+        self._dropped += len(frames)
+
     def end(self) -> None:
         """Take nothing out any more: let the sink end after what is on its way to it."""
         self.ended = True
