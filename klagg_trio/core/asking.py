@@ -174,7 +174,8 @@ class Absences:
         """Go on from what was known before."""
         self._notes: dict[str, list[AbsenceNote]] = {}
         for note in notes:
-            self._notes.setdefault(note.symbol, []).append(note)
+            if not note.final:
+                self._notes.setdefault(note.symbol, []).append(note)
 
     def __len__(self) -> int:
         return sum(map(len, self._notes.values()))
@@ -200,20 +201,24 @@ class Absences:
             inside = max(first_ms, note.first_ms), min(last_ms, note.last_ms)
             kept += _outside(note, *inside)
             within = note._replace(first_ms=inside[0], last_ms=inside[1])
-            if not note.final and now_ms >= _due_ms(note):
+            if now_ms >= _due_ms(note):
                 within = within._replace(
                     asked_ms=now_ms,
                     askings=note.askings + 1,
                     final=now_ms - note.noticed_ms >= FINAL_MS,
                 )
                 changed.append(within)
-            kept.append(within)
+            if not within.final:  # nobody asks again: the store knows
+                kept.append(within)
         for first_ms, last_ms in news:
             if len(self) < ABSENCES_MAX:
                 note = AbsenceNote(symbol, first_ms, last_ms, now_ms, now_ms, 1, final=False)
                 changed.append(note)
                 kept.append(note)
-        self._notes[symbol] = sorted(kept)
+        if kept:
+            self._notes[symbol] = sorted(kept)
+        else:
+            self._notes.pop(symbol, None)
         return changed
 
     def serve(self, symbol: str, first_ms: int, last_ms: int) -> None:
@@ -235,7 +240,7 @@ class Absences:
         return [
             (note.first_ms, note.last_ms)
             for note in self._notes.get(symbol, [])
-            if note.final or now_ms < _due_ms(note)
+            if now_ms < _due_ms(note)
         ]
 
     def covers(self, symbol: str, open_ms: int) -> bool:
@@ -244,9 +249,7 @@ class Absences:
 
     def due(self, now_ms: int) -> list[AbsenceNote]:
         """Return the absent stretches that are to be asked for again."""
-        return [
-            note for note in self if note.askings > 1 and not note.final and now_ms >= _due_ms(note)
-        ]
+        return [note for note in self if note.askings > 1 and now_ms >= _due_ms(note)]
 
 
 def _due_ms(note: AbsenceNote) -> int:
