@@ -174,6 +174,8 @@ class _Series:
                 verdict.hidden += 1
                 verdict.tell(f"hidden: {self.name} {bar.open_ms} suspect, and nothing touched it")
         longest_ms = 0
+        if not self.bars:  # doubts of minutes of which none was announced by this run
+            return
         for at_ms, _, word in sorted(said, key=lambda each: each[:2]):
             first_ms = max(word.first_ms, self.bars[0].open_ms)
             for minute_ms in range(first_ms, min(word.last_ms, self.end_ms) + 1, MINUTE_MS):
