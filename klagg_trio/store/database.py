@@ -17,7 +17,8 @@ Each replacement adds 1 to the bar's revision; writing the same again does not.
 A shard restates the longer bars that it holds. Longer bars that are older are restated here, in the
 same transaction as their minutes, from the stored minutes (`remake`).
 
-The parts are elsewhere: `statements` stores a bar, `fold` moves bars, `reading` is for everyone.
+The parts are elsewhere: `statements` stores a bar, `labels` names contracts, `stretches` doubts and
+proves spans, `fold` moves bars, `changes` is the log; `reading` is for everyone.
 """
 
 from __future__ import annotations
@@ -40,23 +41,19 @@ from klagg_trio.core.facts import (
     Facts,
     FlatSpan,
     Listing,
-    MinuteSpan,
     RunningBar,
 )
 from klagg_trio.core.intervals import (
-    DAY_MS,
     INTERVALS,
     MINUTE,
     MINUTE_MS,
     THREE_DAY_PHASE_MS,
-    Interval,
 )
 from klagg_trio.core.plain import plain
 from klagg_trio.core.seed import StartState
 from klagg_trio.store.absence import clear_absences, contracts_with_absences, put_absences
 from klagg_trio.store.changes import (
     ADDED,
-    DOUBTED,
     DROPPED,
     ENDED,
     RENAME_UNDONE,
@@ -70,10 +67,6 @@ from klagg_trio.store.contracts import StoredContract, select_contract
 from klagg_trio.store.damage import quick_look
 from klagg_trio.store.filling import (
     bounds,
-    close_before,
-    count_between,
-    fill,
-    open_from,
     owe_one,
 )
 from klagg_trio.store.flats import put_flats
@@ -88,12 +81,10 @@ from klagg_trio.store.joining import (
 from klagg_trio.store.labels import ENDED as STATUS_ENDED
 from klagg_trio.store.labels import TRADING, Contracts
 from klagg_trio.store.reading import Row, mapped, select_bars, stored_spans
-from klagg_trio.store.remake import longer_intervals, remade_bars
+from klagg_trio.store.remake import remade_bars
 from klagg_trio.store.schema import INTERVAL_CODES, migrate, refuse_foreign
 from klagg_trio.store.statements import (
     BORN,
-    DOUBT,
-    DOUBT_LONGER,
     LACK,
     OPEN,
     PROVE,
@@ -102,6 +93,7 @@ from klagg_trio.store.statements import (
     TABLES,
     row_of,
 )
+from klagg_trio.store.stretches import Stretches
 from klagg_trio.store.upgrade import Progress, forget_copy, is_old, upgrade
 
 EVENTS_MAX: Final = 50_000
@@ -117,8 +109,6 @@ OPEN_TIMEOUT_MS: Final = 1_000
 """The same while the database is opened, where a signal has to wait as long."""
 
 CACHE_KIB: Final = 16_384
-
-MONTH_MS_MAX: Final = 31 * DAY_MS
 
 NEVER_MS: Final = 4_133_404_800_000
 """2100-12-25, what the exchange gives as the delivery time of a perpetual contract."""
@@ -158,6 +148,7 @@ class Database:
         self._log = ChangeLog(connection)
         self._contracts = Contracts(connection, self._log)
         self._folding = Folding(connection)
+        self._stretches = Stretches(connection, self._contracts, self._folding, self._log)
         self._lacking: set[int] = set()
         """Contracts of which any stretch is noted that the exchange lacks."""
         self.identity = Identity(None, 0)
@@ -235,7 +226,7 @@ class Database:
             if minute_ms is not None:
                 self._put_meta("last_tick", minute_ms)
         if minute_ms is not None:
-            self._tick_ms = minute_ms
+            self._tick_ms = self._stretches.tick_ms = minute_ms
         return rows
 
     def _store(self, facts: Facts) -> int:
@@ -245,10 +236,14 @@ class Database:
         touched = _minutes_restated(facts)
         told = {(f.symbol, f.interval, f.bar.open_ms) for f in (*facts.restated, *facts.sealed)}
         for span in facts.doubted:
-            rows += self._doubt(span, told)
+            rows += self._stretches.doubt(span, told)
         for change, spans in ((PROVE, facts.proven), (LACK, facts.absent)):
             for span in spans:
-                changed = self._relabel(change, span) if change is PROVE else self._lack(span)
+                changed = (
+                    self._stretches.relabel(change, span)
+                    if change is PROVE
+                    else self._stretches.lack(span)
+                )
                 rows += sum((last - first) // MINUTE_MS + 1 for first, last in changed)
                 if changed:
                     touched.setdefault(span.symbol, []).extend(changed)
@@ -362,95 +357,6 @@ class Database:
                 self._log.add(ADDED, ids[symbol], code, first_ms, past_ms - length_ms)
         return put_flats(self._connection, spans, ids, self._folding.until)
 
-    # -- Stretches -----------------------------------------------------------------------------
-
-    def _relabel(
-        self,
-        change: tuple[str, str],
-        span: MinuteSpan,
-        interval: Interval = MINUTE,
-        told: Sequence[int] = (),
-        price: float | None = None,
-    ) -> list[Span]:
-        """Give stored bars another source, but those that open when told. Returns which changed.
-
-        However long a span is, it costs what is stored of it.
-        """
-        number = self._contracts.ids.get(span.symbol)
-        if number is None:
-            return []
-        values, condition = change
-        code = INTERVAL_CODES[interval.name]
-        where = {
-            "bars": "open_time BETWEEN :first AND :last",
-            # The table's key begins with the time: look the few opening times up one by one.
-            "recent_bars": "open_time IN (SELECT open_time FROM recent_opens"
-            " WHERE interval = :code AND open_time BETWEEN :first AND :last)"
-            " AND end_time > :folded",
-        }
-        parameters = {
-            "number": number,
-            "code": code,
-            "first": interval.floor(max(0, span.first_ms)),
-            "last": span.last_ms,
-            "folded": self._folding.until[number],
-            "told": json.dumps(told),
-            "price": price,
-        }
-        opens: list[int] = []
-        for table in TABLES:
-            found = self._connection.execute(
-                f"UPDATE {table} SET {values}, revision = revision + 1 WHERE symbol = :number"
-                f" AND interval = :code AND {where[table]} AND {condition}"
-                " AND open_time NOT IN (SELECT value FROM json_each(:told)) RETURNING open_time",
-                parameters,
-            )
-            opens += [open_ms for (open_ms,) in found]
-        spans = spans_of(opens, interval.length_ms or MONTH_MS_MAX)
-        kind = DOUBTED if change in (DOUBT, DOUBT_LONGER) else RESTATED
-        for first_ms, last_ms in spans:
-            if first_ms < self._tick_ms:
-                self._log.add(kind, number, code, first_ms, last_ms)
-        return spans
-
-    def _doubt(self, span: MinuteSpan, told: set[tuple[str, str, int]]) -> int:
-        """Call stored minutes suspect, and with them the longer bars that hold them."""
-        changed = self._relabel(DOUBT, span)
-        rows = sum((last - first) // MINUTE_MS + 1 for first, last in changed)
-        if not changed:
-            return rows
-        life = self._contracts.lives[self._contracts.ids[span.symbol]]
-        for interval in longer_intervals(life):
-            opens = [key[2] for key in told if key[:2] == (span.symbol, interval.name)]
-            for first_ms, last_ms in changed:
-                minutes = MinuteSpan(span.symbol, first_ms, last_ms)
-                rows += len(self._relabel(DOUBT_LONGER, minutes, interval, opens))
-        return rows
-
-    def _lack(self, span: MinuteSpan) -> list[Span]:
-        """Make minutes absent that the exchange lacks: flat at the close before them.
-
-        What is missing within what is stored of the contract is made, too.
-        """
-        number = self._contracts.ids.get(span.symbol)
-        stored = None if number is None else bounds(self._connection, number)
-        if number is None or stored is None:
-            return []
-        first_ms, last_ms = max(span.first_ms, stored[0]), min(span.last_ms, stored[1])
-        price = close_before(self._connection, span.symbol, first_ms)
-        if price is None:
-            price = open_from(self._connection, span.symbol, first_ms)
-        if first_ms > last_ms or price is None:
-            return []
-        within = MinuteSpan(span.symbol, first_ms, last_ms)
-        expected = (last_ms - first_ms) // MINUTE_MS + 1
-        if count_between(self._connection, span.symbol, (first_ms, last_ms)) < expected:
-            self._folding.move(number, last_ms + MINUTE_MS)
-            if fill(self._connection, number, MINUTE, within[1:], price, Source.ABSENT):
-                code = INTERVAL_CODES[MINUTE.name]
-                self._log.add(ADDED, number, code, first_ms, last_ms)
-        return self._relabel(LACK, within, price=price)
-
     def _put_running(self, bars: Iterable[RunningBar]) -> int:
         """Store the running bars that changed since they were last stored.
 
@@ -532,7 +438,7 @@ class Database:
         self._folding.until.clear()
         self._folding.until.update(self._contracts.load())
         self._lacking = contracts_with_absences(self._connection)
-        self._tick_ms = self.last_tick()
+        self._tick_ms = self._stretches.tick_ms = self.last_tick()
         self.identity = Identity(self.meta("database_id"), int(self.meta("generation") or 0))
 
     # -- What a backfill writes and reads ------------------------------------------------------
