@@ -488,11 +488,23 @@ def test_backfill_run_and_stop(place, simulator):
 @pytest.mark.real
 @pytest.mark.slow
 def test_run_for_a_duration(place, simulator):
-    """--duration ends a run cleanly by itself."""
+    """--duration ends a run cleanly by itself; so do a hangup, and a reader that goes away."""
     flags = ["--data-dir", "D", *simulator]
     assert subprocess.run(klagg("backfill", *flags[:4]), timeout=60, cwd=place).returncode == 0
     run = klagg("run", "--headless", "--duration", "2s", *flags)
     assert subprocess.run(run, timeout=60, cwd=place, capture_output=True).returncode == 0
+    run = klagg("run", "--headless", *flags)
+    for hangup in (True, False):
+        with subprocess.Popen(run, stderr=subprocess.PIPE, text=True, cwd=place) as process:
+            try:
+                assert process.stderr.readline()  # a status line: it is at work
+                if hangup:
+                    process.send_signal(signal.SIGHUP)
+                    assert "Traceback" not in process.stderr.read()
+                process.stderr.close()
+                assert process.wait(timeout=20) == 0
+            finally:
+                process.kill()
 
 
 @pytest.mark.real
