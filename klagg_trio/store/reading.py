@@ -27,6 +27,13 @@ FLOAT_DIGITS: Final = 15
 Row = tuple[Any, ...]
 
 
+_YOUNGER: Final = (
+    *("no such column", "no such table: contracts", "no such table: changes"),
+    "no such table: absences",
+)
+"""What SQLite says where an earlier klagg made the database."""
+
+
 class _Cursor(sqlite3.Cursor):
     """Maps errors wherever they come up: a damaged page is met while rows are fetched."""
 
@@ -137,13 +144,13 @@ def _meaning(path: Path, error: Exception, advice: str) -> StoreError | DamagedD
             f"{path} is damaged or not a database ({words}); it is left as it is: move it away "
             f"or restore a copy, then run: klagg backfill --data-dir {path.parent}"
         )
+    if code == "SQLITE_ERROR" and words.startswith(_YOUNGER):
+        return DamagedDataError(
+            f"{path} is of another version of klagg ({words}); let klagg run or backfill open it"
+        )
     if code == "SQLITE_ERROR" and "no such table" in words:
         return DamagedDataError(
             f"{path} is not a klagg database ({words}); choose another: --data-dir"
-        )
-    if code == "SQLITE_ERROR" and "no such column" in words:
-        return DamagedDataError(
-            f"{path} is of another version of klagg ({words}); let klagg run or backfill open it"
         )
     if code.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
         return BusyError(f"another program holds {path} for writing" + advice)

@@ -2,12 +2,14 @@
 
 import shutil
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing
 from types import SimpleNamespace
 
 import pytest
 
-from klagg_trio import __version__
+from klagg_trio import __version__, cli
 from klagg_trio.core.errors import DamagedDataError, LockedError, StoreError
 from klagg_trio.core.intervals import MINUTE_MS
 from klagg_trio.store import upgrade as module
@@ -70,6 +72,16 @@ def test_a_second_opening_changes_nothing(path):
     assert database.identity == (first, 1)
     assert len(first) == 32
     database.close()
+
+
+def test_an_old_database_can_be_read_meanwhile(path, capsys):
+    """What needs the present tables says who makes them."""
+    make(path)
+    arguments = ["--data-dir", str(path.parent)]
+    for command in ("status", "verify"):
+        assert cli.execute([command, *arguments]) == 0
+    assert cli.execute(["contracts", *arguments]) == 65
+    assert "let klagg run or backfill open it" in capsys.readouterr().err
 
 
 def test_two_databases_are_two(tmp_path):
@@ -236,3 +248,34 @@ def test_every_source_up_to_15_has_room(path):
             connection.execute("UPDATE bars SET source = 16")
     assert names[:6] == ["trades", "flat", "suspect", "official", "absent", "source 5"]
     assert names[15] == "source 15"
+
+
+UPGRADING = """
+import sys
+from pathlib import Path
+from klagg_trio.store import upgrade
+from klagg_trio.store.database import Database
+upgrade.ROWS_TOGETHER = 50
+Database.open(Path(sys.argv[1]), lambda share: print(share, flush=True)).close()
+print("done", flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_killed_again_and_again_it_ends_whole(path):
+    """A real kill, each time a little later: every start goes on from where the last one was."""
+    before = shown(make(path, minutes=400, folded=300))
+    for lines in range(1, 60):
+        with subprocess.Popen(
+            [sys.executable, "-c", UPGRADING, str(path)], stdout=subprocess.PIPE, text=True
+        ) as process:
+            told = [process.stdout.readline() for _ in range(min(lines, 6))]
+            process.kill()
+        assert shown(path) == before
+        if "done\n" in told:
+            break
+    else:
+        pytest.fail("it never got further")
+    Database.open(path).close()
+    assert shown(path) == before
+    assert value(path, "PRAGMA integrity_check") == "ok"
