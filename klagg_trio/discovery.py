@@ -373,8 +373,10 @@ class Discovery:
                 found = await self._served_before(contract, at_ms)
                 if found is None:
                     return True
-                served_before, confirmed, _ = found
-                replaces = not served_before
+                served_before, confirmed, first_ms = found
+                # Another contract's first kline would be later than that of the stored one.
+                same_first = stored.first_ms is not None and first_ms <= stored.first_ms
+                replaces = not served_before and not same_first
                 if replaces and not (stored.ended or confirmed):
                     return True
         if replaces:

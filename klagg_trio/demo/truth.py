@@ -78,7 +78,7 @@ class Truth:
         return self._shown[number]
 
     def touched(self, ticker: str) -> set[int]:
-        """Return the minutes of a ticker that the faults, starts and listings touched."""
+        """Return the minutes of a ticker that a fault, start or listing touched, or never served."""
         if ticker not in self._touched:
             faults, lives = self._exchange.faults, self.lives(ticker)
             shown: list[int] = sorted(
@@ -88,7 +88,10 @@ class Truth:
                 if life.onboard_ms >= self._exchange.options.start_ms:
                     until_ms = life.onboard_ms + LISTED_WITHIN_MS
                     faults.touched.add([ticker], life.onboard_ms, until_ms)
-            self._touched[ticker] = faults.touched.minutes(ticker, shown)
+            found = faults.touched.minutes(ticker, shown)
+            for life in lives:
+                found |= self.unserved(life)
+            self._touched[ticker] = found
         return self._touched[ticker]
 
     def unserved(self, life: Instrument) -> set[int]:

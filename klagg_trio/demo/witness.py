@@ -104,6 +104,10 @@ class _Series:
 
     def _judge_bar(self, bar: AnnouncedBar, verdict: Verdict) -> None:
         lives = self.truth.lives_within(self.ticker, bar.open_ms, bar.end_ms)
+        if self.interval != "1m" and any(
+            self.truth.lacks(life, bar.open_ms, bar.end_ms) for life in lives
+        ):
+            return  # it is what its minutes make, and not all of them can be had
         if not lives or any(self._is_right(bar, life) for life in lives):
             return
         if self._is_forgiven(bar, lives[0]):

@@ -24,6 +24,8 @@ class StoredContract:
     """Where its stored minutes end; None where there are none."""
     close: Decimal | None
     """The close of the last of them."""
+    first_ms: int | None = None
+    """When its first official kline opens; None while that is not known."""
 
     @property
     def ended(self) -> bool:
@@ -43,7 +45,8 @@ def stored_contract(path: Path, symbol: str) -> StoredContract | None:
 def select_contract(connection: sqlite3.Connection, symbol: str) -> StoredContract | None:
     """Return what is stored of a symbol; None where nothing is."""
     row = connection.execute(
-        "SELECT onboard_ms, delivery_ms, three_day_phase_ms, status FROM symbols WHERE symbol = ?",
+        "SELECT onboard_ms, delivery_ms, three_day_phase_ms, status,"
+        " CASE WHEN first_known THEN first_ms END FROM symbols WHERE symbol = ?",
         (symbol,),
     ).fetchone()
     if row is None:
@@ -55,4 +58,7 @@ def select_contract(connection: sqlite3.Connection, symbol: str) -> StoredContra
     ).fetchone()
     end_ms, close = last or (None, None)
     price = None if close is None else Decimal(repr(close))
-    return StoredContract(symbol, row[0], row[1], row[2], row[3], end_ms, price)
+    onboard_ms, delivery_ms, phase_ms, status, first_ms = row
+    return StoredContract(
+        symbol, onboard_ms, delivery_ms, phase_ms, status, end_ms, price, first_ms
+    )

@@ -146,6 +146,17 @@ def test_a_later_date_with_ids_that_go_on_is_a_correction():
     assert kinds(facts) == ["redated"]
 
 
+def test_a_date_put_back_is_a_correction_where_the_first_kline_is_the_same():
+    """No klines lie before the true date, asked as often as one likes, and nothing else helps."""
+    desk = Desk()
+    desk.tick(5)
+    desk.state.first_ms, desk.state.next_id = ms(3), None
+    listing = Listing(SYMBOL, ms(3), FAR, 0, ms(3))
+    (facts,) = desk.shard.redate(listing, served_before=False, confirmed=True, price=PRICE)
+    assert kinds(facts) == ["redated"]
+    assert not facts.replaced
+
+
 def test_an_earlier_date_is_a_correction():
     """No contract was listed before the one that has its ticker now."""
     desk = Desk()

@@ -281,7 +281,13 @@ def redate(
         and not state.in_doubt
         and (state.renumbered_ms is None or state.renumbered_ms < onboard_ms)
     )
-    if onboard_ms < state.onboard_ms or served_before or goes_on:
+    # Another contract's first kline would be later than that of the one that is kept.
+    same_first = (
+        state.first_ms is not None
+        and listing.first_ms is not None
+        and listing.first_ms <= state.first_ms
+    )
+    if onboard_ms < state.onboard_ms or served_before or goes_on or same_first:
         return [_correct(shard, state, listing)]
     begins_anew = state.renumbered_ms is not None and state.renumbered_ms >= onboard_ms
     if not (confirmed or begins_anew or state.over_since_ms is not None):
