@@ -36,7 +36,7 @@ from klagg_trio.store.reading import as_stored, bar_of, open_reader, select_bars
 from klagg_trio.store.thread import RunInThread
 from klagg_trio.vitals import AuditVitals
 
-SETTLE_MS: Final = 60_000
+SETTLE_MS: Final = 90_000
 """How long after its end a minute is audited: sooner, its official row may not be finished."""
 
 UNSERVED_MS: Final = 10 * MINUTE_MS

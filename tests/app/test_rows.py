@@ -21,6 +21,8 @@ class Lying:
         self.lacks = set()
         """Open times of minutes that are not served, whatever the interval."""
         self.spoiled = set()
+        self.unfinished = False
+        """Whether rows of minutes that ended less than a minute ago hold half of their trades."""
 
     def __getattr__(self, name):
         return getattr(self._rest, name)
@@ -34,18 +36,27 @@ class Lying:
         klines = await self._rest.klines(symbol, interval, **query)
         if interval != "1m" or symbol != self.symbol:
             return klines
+        bars = [self._unfinished(bar) if self.unfinished else bar for bar in klines.bars]
         rows = [
             msgspec.structs.replace(bar, low=bar.high + 1) if bar.open_ms in self.spoiled else bar
-            for bar in klines.bars
+            for bar in bars
             if bar.open_ms not in self.lacks
         ]
         return sift(rows, INTERVALS[interval])
+
+    def _unfinished(self, bar):
+        if bar.count < 2 or bar.end_ms < self.now_ms() - MINUTE_MS:
+            return bar
+        sums = ("volume", "quote_volume", "taker_buy_volume", "taker_buy_quote_volume")
+        halves = {name: getattr(bar, name) / 2 for name in sums}
+        return msgspec.structs.replace(bar, count=bar.count // 2, **halves)
 
 
 def lie(it):
     """Put the liar between the program and the exchange, about the first symbol."""
     liar = Lying(it.edge.rest)
     liar.symbol = it.exchange.symbols_now()[0]
+    liar.now_ms = lambda: it.now_ms
     it.edge = replace(it.edge, rest=liar)
     it.settings = replace(it.settings, since="8h")  # more than is stored already
     return liar
@@ -116,4 +127,26 @@ async def test_a_row_that_contradicts_itself_for_good_stays_owed(autojump_clock,
         assert sources(it, liar.symbol, {wrong_ms}) == {"official"}
         await it.stop()
         assert it.holes() == []
+        assert verify(it.path) == []
+
+
+async def test_an_official_row_fetched_too_early_is_corrected(autojump_clock, tmp_path):
+    """What was stored as official before it was finished is as the exchange has it in the end.
+
+    The longer bars over it too, and the change is told and counted as a revision.
+    """
+    async with stage(tmp_path) as (it, nursery):
+        liar = lie(it)
+        liar.unfinished = True
+        await it.start(nursery, audit_every_s=120.0)
+        for _ in range(3):
+            await it.minutes(2)
+            it.exchange.faults.inflict("silent", it.feed_peers(), seconds=30)
+        await it.minutes(3)
+        until_ms = it.app.minute_clock.minute_ms
+        await it.minutes(12)
+        assert it.events("corrected")
+        assert it.differing(until_ms) == []
+        assert it.holes() == []
+        await it.stop()
         assert verify(it.path) == []
