@@ -67,6 +67,9 @@ SYNC_ATTEMPTS: Final = 5
 DOUBT_PAUSE_S: Final = 2.0
 """Between two samples while they contradict what is known, or nothing is known for sure."""
 
+DOUBT_PAUSE_S_MAX: Final = 20.0
+"""The same when that goes on: the pauses grow by a tenth."""
+
 QUESTION_PAUSE_S: Final = 10.0
 """Streams that tell another time make us ask, but not more often than this."""
 
@@ -362,9 +365,14 @@ async def run_resync(
 
     A wrong clock would seal wrong minutes, so no clock is better than an old one.
     """
-    doubted = False
+    doubted, doubt_pause_s = False, DOUBT_PAUSE_S
     while True:
-        await clock.wait_for_question(DOUBT_PAUSE_S if clock.is_doubted else refresh_s)
+        if clock.is_doubted:
+            await clock.wait_for_question(min(doubt_pause_s, refresh_s))
+            doubt_pause_s = min(doubt_pause_s * 1.1, DOUBT_PAUSE_S_MAX)
+        else:
+            await clock.wait_for_question(refresh_s)
+            doubt_pause_s = DOUBT_PAUSE_S
         try:
             verdict = await clock.refresh()
         except RemoteError as error:

@@ -40,8 +40,8 @@ from typing import Final
 DRIFT_PPM: Final = 200
 """How fast a poor crystal runs away from true time: the growth of an offset's error."""
 
-RESOLUTION_MS: Final = 1.0
-"""Times come in whole milliseconds."""
+TOLERANCE_MS: Final = 50.0
+"""The exchange is many machines, whose clocks differ: which is no step. Half the shortest grace."""
 
 SPREAD_MS: Final = 5_000
 SPREAD_SAMPLES: Final = 3
@@ -104,7 +104,7 @@ class Sample:
 
     def agrees(self, other: Sample) -> bool:
         """Whether both can be true."""
-        allowed_ms = self.error_at(other.at_ms) + other.error_ms + RESOLUTION_MS
+        allowed_ms = self.error_at(other.at_ms) + other.error_ms + TOLERANCE_MS
         return abs(self.offset_ms - other.offset_ms) <= allowed_ms
 
 
