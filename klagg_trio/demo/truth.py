@@ -78,7 +78,7 @@ class Truth:
         return self._shown[number]
 
     def touched(self, ticker: str) -> set[int]:
-        """Return the minutes of a ticker that a fault, start or listing touched, or never served."""
+        """Return the minutes of a ticker that a fault, start or listing touched."""
         if ticker not in self._touched:
             faults, lives = self._exchange.faults, self.lives(ticker)
             shown: list[int] = sorted(
