@@ -54,6 +54,12 @@ def wait_for(reached: Callable[[], object], what: str, limit_s: float, every_s: 
     return found
 
 
+def usual_signals() -> None:
+    """Take signals as a terminal's program does: under nohup or `&` some are ignored."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 class Process:
     """One klagg process. What it says goes to a file, so that it never waits for a reader."""
 
@@ -66,7 +72,6 @@ class Process:
         env: Mapping[str, str] | None = None,
         prefix: Sequence[str] = (),
         command: Sequence[str] = KLAGG,
-        before: Callable[[], None] | None = None,
     ) -> None:
         """Start it. `prefix` is a command that runs it, such as strace."""
         self.said = folder / f"{name}.err"
@@ -80,7 +85,7 @@ class Process:
                 stderr=said,
                 cwd=folder,
                 env={**os.environ, "PYTHONPATH": str(ROOT), **SETTINGS, **(env or {})},
-                preexec_fn=before,
+                preexec_fn=usual_signals,
             )
 
     @property

@@ -17,12 +17,14 @@ KINDS_A_RUN = 8
 RUNS = -(-len(KINDS) // KINDS_A_RUN)
 
 EVILS_MAX = 6
-"""Answers of a kind that a backfill gets, before the exchange is itself again."""
+PAUSES_MAX = 2
+"""Answers of a kind that a backfill gets, before the exchange is itself again; fewer of those after
+which it has to wait for up to a minute."""
 
 RUNNING_S = 6.0
 """For how long a running klagg gets them."""
 
-BACKFILL_S_MAX = 150.0
+BACKFILL_S_MAX = 240.0
 MEMORY_MB_MAX = 300.0
 ENDINGS = (0, 69, 75)
 """Ends of a backfill that met such answers: it made it, or says that the exchange is at fault."""
@@ -56,7 +58,7 @@ def fill_through(made: Scene, middle: Middle, name: str, outcome: Outcome) -> No
     """Let a backfill meet a few answers of a kind first; then let another finish."""
     paths, evil = KINDS[name]
     counting = threading.Lock()
-    left = [EVILS_MAX]
+    left = [PAUSES_MAX if name.startswith(("418", "429")) else EVILS_MAX]
 
     def a_few(client, answer) -> None:
         with counting:
