@@ -22,6 +22,7 @@ import pytest
 import trio
 
 from klagg_trio.core.bar import Bar
+from klagg_trio.core.facts import BarFact, Facts
 from klagg_trio.core.intervals import MINUTE_MS, select
 from klagg_trio.core.seed import OpenBar, Seed, StartState
 from klagg_trio.store.database import Database
@@ -35,7 +36,9 @@ pytestmark = [pytest.mark.real, pytest.mark.slow]
 RSS_MAX = 300 * 2**20
 INTERVALS = ("1m", "3m", "5m", "15m", "1h", "4h", "1d")
 SYMBOLS = [f"S{number}USDT" for number in range(800)]
-START_S = 6.0
+START_S_MAX = 90.0
+"""Until the status line tells of all connections."""
+
 HARM_S = 3.0
 """How long each kind of harm goes on."""
 
@@ -78,9 +81,14 @@ def prepare(folder: Path) -> None:
     database = Database.open(folder / "klagg.db")
     life = {"onboard_ms": ONBOARD_MS, "delivery_ms": FAR_MS, "status": "TRADING"}
     database.put_symbols([SimpleNamespace(symbol=symbol, **life) for symbol in SYMBOLS], {})
+    cut_ms = now_ms() // MINUTE_MS * MINUTE_MS
+    price = Decimal(100)
+    last = [
+        BarFact(symbol, "1m", Bar(cut_ms - MINUTE_MS, cut_ms, *[price] * 4)) for symbol in SYMBOLS
+    ]
+    database.commit(cut_ms, [Facts(sealed=last)])
     database.close()
-    state = start_state(now_ms() // MINUTE_MS * MINUTE_MS)
-    write_snapshot(folder / "initial_state.cbor", state)
+    write_snapshot(folder / "initial_state.cbor", start_state(cut_ms))
 
 
 def bomb(megabytes: int, *, twice: bool = False) -> bytes:
@@ -193,7 +201,9 @@ def started(folder: Path, exchange: HostileExchange, errors) -> subprocess.Popen
     )
 
 
-async def harm(process, exchange: HostileExchange, peaks: dict[str, int]) -> float:
+async def harm(
+    process, exchange: HostileExchange, peaks: dict[str, int], errors_path: Path
+) -> float:
     """Do one thing after the other to a running klagg, then stop it. Returns how long that took."""
     name = "start"
     peaks[name] = 0
@@ -205,7 +215,9 @@ async def harm(process, exchange: HostileExchange, peaks: dict[str, int]) -> flo
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(watch)
-        await trio.sleep(START_S)
+        with trio.fail_after(START_S_MAX):
+            while b"4/4 connections" not in errors_path.read_bytes():  # noqa: ASYNC110, ASYNC240
+                await trio.sleep(0.5)
         harms = [(kind, what, None) for kind, what in rest_harms().items()]
         harms += [(kind, None, what) for kind, what in STREAM_HARMS.items()]
         for kind, exchange.rest_harm, exchange.stream_harm in harms:
@@ -233,7 +245,7 @@ async def test_memory_is_bounded_whatever_the_exchange_sends(tmp_path):
         with errors_path.open("wb") as errors:
             process = started(tmp_path, exchange, errors)
             try:
-                ended_s = await harm(process, exchange, peaks)
+                ended_s = await harm(process, exchange, peaks, errors_path)
             finally:
                 process.kill()
                 process.wait()

@@ -110,8 +110,8 @@ def test_pieces_are_bounded_and_what_is_forgotten_is_told():
 def test_minutes_within_a_time_are_counted():
     """Whole minutes, of every span that reaches into it."""
     spans = Spans()
-    spans.add(2 * MINUTE_MS, 4 * MINUTE_MS)
-    spans.add(8 * MINUTE_MS, 8 * MINUTE_MS)
-    assert spans.minutes_within(0, 10 * MINUTE_MS) == 4
-    assert spans.minutes_within(3 * MINUTE_MS, 8 * MINUTE_MS) == 2
-    assert spans.minutes_within(5 * MINUTE_MS, 8 * MINUTE_MS) == 0
+    spans.add(2 * MINUTE, 4 * MINUTE)
+    spans.add(8 * MINUTE, 8 * MINUTE)
+    assert spans.minutes_within(0, 10 * MINUTE) == 4
+    assert spans.minutes_within(3 * MINUTE, 8 * MINUTE) == 2
+    assert spans.minutes_within(5 * MINUTE, 8 * MINUTE) == 0
