@@ -73,7 +73,7 @@ PAGE_BARS: Final = 499
 SMALL_PAGE_BARS: Final = 99
 """Rows for weight 1."""
 
-SETTLE_MS: Final = 3_000
+SETTLE_MS: Final = 15_000
 """The exchange closes its own kline some two seconds after the minute; earlier it may change."""
 
 SYMBOLS_TOGETHER: Final = 8

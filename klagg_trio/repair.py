@@ -44,9 +44,9 @@ from klagg_trio.exchange.lacking import claimed_minutes, hole_around, is_well
 from klagg_trio.exchange.rest import Priority, Rest
 from klagg_trio.exchange.validate import Klines, RefusedRow
 
-SETTLE_MS: Final = 5_000
-"""How long after its end a minute is official. Some users saw REST lag by two to ten seconds; a
-minute that is not there yet is simply asked for again."""
+SETTLE_MS: Final = 15_000
+"""How long after its end a minute is asked for. Some users saw REST lag by two to ten seconds; what
+is served before may be unfinished, and longer bars that end soon would be made of it."""
 
 CHEAP_PAGE: Final = 99
 """Rows that cost weight 1."""

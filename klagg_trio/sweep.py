@@ -40,7 +40,7 @@ SWEEP_BARS_MAX: Final = 5_000
 CHEAP_PAGE: Final = 99
 """Rows that cost weight 1."""
 
-SETTLE_MS: Final = 5_000
+SETTLE_MS: Final = 15_000
 """How long after its end a bar is asked for."""
 
 PAUSES_S: Final = (600.0, 1_200.0, 3_600.0)

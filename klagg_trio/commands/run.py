@@ -65,7 +65,7 @@ def _run_here(settings: Settings, headless: bool, seconds: float | None) -> RunR
         database = open_database(settings.data_dir)
         watchdog = Watchdog()
         try:
-            settle_start(database, start, snapshot, _tell)
+            start = settle_start(database, start, snapshot, _tell)
             settings = settle_symbols(settings, database)
             return trio.run(_run, settings, database, start, _watch(headless), seconds, watchdog)
         finally:

@@ -287,7 +287,7 @@ class _Run:
             try:
                 start = read_start(self._path, snapshot)
                 database = Database.open(self._path)
-                settle_start(database, start, snapshot, self._told.append)
+                start = settle_start(database, start, snapshot, self._told.append)
             except DamagedDataError as error:
                 if database is not None:
                     database.close()

@@ -17,18 +17,20 @@ tables first; `klagg verify` and `klagg doctor` look at all of it.
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import errno
 import os
 import shlex
 import sqlite3
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
 from klagg_trio.core.errors import BusyError, DamagedDataError, StoreError
-from klagg_trio.core.intervals import DAY_MS
+from klagg_trio.core.gaps import Spans
+from klagg_trio.core.intervals import DAY_MS, MINUTE_MS
 from klagg_trio.core.seed import StartState
 from klagg_trio.store.database import Database
 from klagg_trio.store.schema import MARKET
@@ -118,10 +120,11 @@ def read_start(database: Path, snapshot: Path) -> StartState:
 
 def settle_start(
     database: Database, start: StartState, snapshot: Path, tell: Callable[[str], None]
-) -> None:
+) -> StartState:
     """See that a run may start from these two: no damage, of one kind, no bar missing.
 
-    `tell` gets a line for the user where something was healed.
+    `tell` gets a line for the user where something was healed. Returns the state to start from: it
+    owes what the database lacked.
     """
     patiently(lambda: database.check(CHECK_S))
     held = held_by(database)
@@ -131,6 +134,31 @@ def settle_start(
             f"(up to {_utc(start.cut_ms)}): the bars between are owed"
         )
         database.owe(start)
+        return _owing(start, held.tick_ms)
+    return start
+
+
+def _owing(start: StartState, from_ms: int) -> StartState:
+    """Return the state with all minutes from one on owed.
+
+    What they gave to longer bars is in those already, but not known apart any more.
+    """
+    if from_ms >= start.cut_ms:
+        return start
+    span = (from_ms, start.cut_ms - MINUTE_MS)
+    seeds = tuple(
+        dataclasses.replace(
+            seed, suspects=_joined(seed.suspects, span), unknown=_joined(seed.unknown, span)
+        )
+        for seed in start.seeds
+    )
+    return dataclasses.replace(start, seeds=seeds)
+
+
+def _joined(spans: Iterable[tuple[int, int]], span: tuple[int, int]) -> tuple[tuple[int, int], ...]:
+    joined = Spans(list(spans))
+    joined.add(*span)
+    return tuple(joined)
 
 
 def held_by(database: Database) -> Held:

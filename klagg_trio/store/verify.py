@@ -165,6 +165,10 @@ the last of these; weakness; the number of the check that fails, or -1."""
 _OPEN_TIME, _COUNT = 0, 1 + _VALUES.index("count")
 _MINUTES, _FIRST, _LAST, _WEAK, _FAILED = range(10, 15)
 
+_WHOLE: Final = -1
+_LACKING: Final = -2
+"""In the place of the check that fails, of a merged bar: the exchange lacks minutes of it."""
+
 
 def verify(path: Path) -> list[Finding]:
     """Return what is wrong with the bars in a database: all of it, or the first thousand.
@@ -491,6 +495,8 @@ class _Longer:
         weak, weakest = stored[_WEAK], merged[_WEAK]
         if weak == _SUSPECT or (weak == _OFFICIAL and weakest != _OFFICIAL):
             return
+        if merged[_FAILED] == _LACKING and stored[_COUNT] > merged[_COUNT]:
+            return  # the exchange has no klines of some minutes; its longer ones had their trades
         if weakest in (_TRADES, _FLAT):
             weakest = _TRADES if merged[_COUNT] else _FLAT
         if weak not in (_OFFICIAL, weakest):
@@ -507,7 +513,7 @@ def _merged(columns: Sequence[Row], first: int, after: int, open_ms: int) -> Row
     Without trades its prices are the range of what its flat parts are at: after a repair they need
     not all be at the same price.
     """
-    _, opens, highs, lows, closes, *sums, minutes, firsts, lasts, weakness, _ = columns
+    _, opens, highs, lows, closes, *sums, minutes, firsts, lasts, weakness, failed = columns
     volumes, quote_volumes, counts, taker_volumes, taker_quote_volumes = sums
     count = sum(counts[first:after])
     if count and 0 in counts[first:after]:
@@ -534,7 +540,7 @@ def _merged(columns: Sequence[Row], first: int, after: int, open_ms: int) -> Row
         firsts[first],
         lasts[after - 1],
         max(weakness[first:after]),
-        -1,
+        _LACKING if _ABSENT in weakness[first:after] or _LACKING in failed[first:after] else _WHOLE,
     )
 
 

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from klagg_trio.core.gaps import PIECES_MAX, SPANS_MAX, Spans
-from klagg_trio.core.intervals import MINUTE_MS
 
 from .naive import MINUTE
 

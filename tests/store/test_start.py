@@ -325,3 +325,14 @@ def test_a_read_that_fails_once_is_no_damage(monkeypatch, number):
     failures += [StoreError("cannot read")] * 9
     with pytest.raises(StoreError, match="cannot read"):
         patiently(read)
+
+
+def test_what_a_restored_copy_lacks_is_owed_by_the_shards_too(files):
+    """Else a longer bar that holds those minutes would be called right over suspect ones."""
+    path, snapshot = files
+    write_snapshot(snapshot, state(25))
+    database = Database.open(path)
+    start = settle_start(database, read_start(path, snapshot), snapshot, lambda _: None)
+    database.close()
+    span = (at(STORED), at(24))
+    assert [(seed.suspects, seed.unknown) for seed in start.seeds] == [((span,), (span,))]

@@ -17,8 +17,8 @@ from klagg_trio.sim.universe import Instrument
 
 EVER_MS: Final = 1 << 60
 
-FRESH_MS: Final = 60_000
-"""For how long after its end a row may be unfinished, at most."""
+FRESH_MS: Final = 12_000
+"""For how long after its end a row may be unfinished, at most: users saw ten seconds."""
 
 _OPEN_MS, _OPEN, _HIGH, _LOW, _CLOSE, _VOLUME, _CLOSE_MS, _QUOTE, _COUNT, _TAKER, _TAKER_QUOTE = (
     range(11)
