@@ -337,6 +337,24 @@ async def test_suspend_of_a_machine_whose_local_clock_goes_on(autojump_clock):
             assert receive.receive_nowait() == cmd.Tick(START_MS + 60 * MINUTE_MS)
 
 
+async def test_slow_resync_is_no_second_suspend(autojump_clock):
+    """Answers that take long after a suspend keep nobody from looking: one loss, not two."""
+    probe, asleep = Probe(), Suspended()
+    clock = await synced(probe, local_ms=asleep)
+    order = []
+    with trio.move_on_after(120):
+        async with trio.open_nursery() as nursery:
+            sentinel = sentinel_of(clock, asleep, order)
+            nursery.start_soon(sentinel.run)
+            await trio.sleep(30)
+            asleep.asleep_ms = probe.shift_ms = 600_000.0
+            probe.there_s = 4.0
+            await trio.sleep(7)
+            sentinel.look()  # as feeds do when they read
+    assert [each for each in order if "unwatched" in each] == [order[0]]
+    assert order[-1] == "resumed"
+
+
 async def test_tick_that_is_due_at_waking_comes_after_the_loss(autojump_clock):
     """The minute clock may wake first: it looks itself, and the shards hear of the loss before."""
     probe, local_ms = Probe(), Suspended()
