@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import trio
 
 from klagg_trio.demo.stage import START_MS
 
-from .stage import MINUTE_MS, stage, until
+from .stage import MARKET, MINUTE_MS, stage, until
 
 pytestmark = pytest.mark.real
 
@@ -65,3 +67,32 @@ async def test_real_suspend(autojump_clock, tmp_path, minutes, second):
                     if values != official[open_ms]:
                         wrong.append((symbol, open_ms, bar.source.label))
         assert wrong == []
+
+
+async def test_stop_between_two_slices_loses_nothing(autojump_clock, tmp_path):
+    """Twenty hours away, stopped in the midst of catching up, started again: all is there."""
+    quiet = replace(MARKET, symbols=3, trades_per_minute=3)
+    async with stage(tmp_path, quiet, intervals=("1m", "5m", "1h", "1d")) as (it, nursery):
+        app = await it.start(nursery)
+        await it.minutes(2)
+        await it.stop()
+        before_ms = app.minute_clock.minute_ms
+        it.sleep(20 * 60 * MINUTE_MS)
+        app = await it.start(nursery)
+        await until_soon(lambda: it.committed_ms > before_ms + 120 * MINUTE_MS)
+        await it.stop()
+        stopped_ms = int(it.rows("SELECT value FROM meta WHERE key = 'last_tick'")[0][0])
+        assert before_ms + 240 * MINUTE_MS <= stopped_ms < before_ms + 1_000 * MINUTE_MS
+        assert it.holes() == []
+        app = await it.start(nursery)
+        await until(lambda: it.committed_ms >= it.now_ms - 2 * MINUTE_MS)
+        await it.repaired(3_600)
+        assert [row["text"] for row in it.events("caught up")]
+        assert it.holes() == []
+        assert it.differing(app.minute_clock.minute_ms - 2 * MINUTE_MS) == []
+
+
+async def until_soon(reached):
+    """Look at every turn of the loop, so that something is caught while it is under way."""
+    while not reached():  # noqa: ASYNC110
+        await trio.sleep(0.005)
