@@ -404,7 +404,7 @@ def test_touched_minutes_reach_to_the_next_trade_that_comes_through():
     touched = Touched()
     touched.add(["aaausdt"], 600_000, 610_000)
     until_ms = 610_000 + RECOVERY_MS
-    assert touched.minutes("AAAUSDT", ()) == {540_000, 600_000, 660_000}
+    assert touched.minutes("AAAUSDT", ()) == {540_000, 600_000, 660_000, 720_000}
     assert touched.minutes("AAAUSDT", (until_ms - 1, until_ms + 200_000)) == {
         *range(540_000, 900_001, MINUTE_MS)
     }

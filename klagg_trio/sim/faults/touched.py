@@ -7,7 +7,7 @@ from typing import Final
 
 from klagg_trio.sim.klines import MINUTE_MS
 
-RECOVERY_MS: Final = 90_000
+RECOVERY_MS: Final = 120_000
 """After a fault has ended, or taken a connection with it: until that is noticed, another connection
 is up, and the minute in which it came up is over."""
 
