@@ -195,6 +195,20 @@ def test_a_reused_ticker_is_another_contract_by_two_witnesses(witness):
     assert desk.row(8).source == Source.FLAT  # nobody had to wait for another connection
 
 
+@pytest.mark.parametrize("minute", [7, 8])
+def test_trades_that_the_old_contract_took_are_owed_to_the_new_one(minute):
+    """Of the running minute, or of the next one: it is not sealed as if they had never been."""
+    desk = Desk()
+    desk.trades(trade(900, 0.5))
+    desk.tick(7)
+    desk.trades(trade(1, minute + 0.1, 500))
+    relist(desk, 6.5)
+    desk.trades(trade(2, minute + 0.2, 500))
+    desk.tick(9)
+    assert desk.row(minute).source == Source.SUSPECT
+    assert desk.state.suspects.meets(ms(minute), ms(minute + 1))
+
+
 # -- Coming back -----------------------------------------------------------------------------------
 
 

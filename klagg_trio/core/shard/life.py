@@ -309,6 +309,7 @@ def _replace(
 
     What the old one's series holds from the new one's listing on is not its own.
     """
+    taken_ms = [bar.open_ms for bar in (state.minute, *state.ahead.values()) if bar.count]
     ended = Facts()
     freeze(shard, state, ended)
     end_ms, first_ms = state.minute.open_ms, MINUTE.floor(listing.onboard_ms)
@@ -321,6 +322,8 @@ def _replace(
     fresh = shard.symbols[listing.symbol]
     # The stream has the ticker's name, and has been watched all the while.
     fresh.live_since_ms, fresh.lost_ms = state.live_since_ms, state.lost_ms
+    for open_ms in taken_ms:  # what the old one took of minutes that are not over is lost to it
+        fresh.missing.add(open_ms, open_ms)
     return [ended, began]
 
 
