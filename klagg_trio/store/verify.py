@@ -392,6 +392,8 @@ class _Series:
             return  # no clock has run yet, or all this is an earlier contract's
         if self.listing.end_ms <= last_tick_ms:
             end_ms = self.interval.end(self.interval.floor(self.listing.end_ms - 1))
+            # It may not be frozen yet, if ever: the date is a hint, and its bars go on.
+            end_ms = min(end_ms, self.interval.floor(last_tick_ms))
             until = f"it was delivered at {_utc(self.listing.delivery_ms)}"
         else:
             end_ms = self.interval.floor(last_tick_ms)

@@ -390,6 +390,18 @@ def test_an_ended_symbol_goes_on_to_its_delivery(store, found):
     assert findings[0].text.endswith("it was delivered at 2024-07-31 23:29 UTC")
 
 
+def test_a_delivery_date_alone_makes_no_bar_end_early(store, found):
+    """Past its date a contract may go on: its running hour is not behind before it is over."""
+    store.list(SYMBOL, delivery_ms=END - HOUR_MS + MINUTE_MS)
+    store.last_tick_ms = END - MINUTE_MS
+    for name in ("1m", "5m", "1h"):
+        for bars in [key for key in store.bars if key[1] == name and key[0] == SYMBOL]:
+            if INTERVALS[name].end(bars[2]) > END - MINUTE_MS:
+                del store.bars[bars]
+
+    assert found(store) == []
+
+
 @pytest.mark.parametrize("before_ms", [23 * HOUR_MS, 5 * MINUTE_MS + 1, HOUR_MS, 0, -30_000])
 def test_a_ticker_that_is_used_again_may_start_anew(store, found, before_ms):
     """The time between two contracts of the same name is no hole, whenever bars began again."""
