@@ -8,7 +8,7 @@ import random
 import pytest
 
 from klagg_trio.sim.faults import LIES_TOLD, FaultRates, Faults, SkewedClock, rows_told, words
-from klagg_trio.sim.faults.touched import RECOVERY_MS, Touched
+from klagg_trio.sim.faults.touched import QUIET_MS, RECOVERY_MS, Touched
 from klagg_trio.sim.klines import DAY_MS, HOUR_MS, MINUTE_MS
 from klagg_trio.sim.server import SimExchange, SimOptions
 
@@ -404,10 +404,12 @@ def test_touched_minutes_reach_to_the_next_trade_that_comes_through():
     touched = Touched()
     touched.add(["aaausdt"], 600_000, 610_000)
     until_ms = 610_000 + RECOVERY_MS
-    assert touched.minutes("AAAUSDT", ()) == {540_000, 600_000, 660_000, 720_000}
-    assert touched.minutes("AAAUSDT", (until_ms - 1, until_ms + 200_000)) == {
-        *range(540_000, 900_001, MINUTE_MS)
-    }
+    found = touched.minutes("AAAUSDT", (until_ms - 1, until_ms + 200_000))
+    assert found == set(range(540_000, 900_001, MINUTE_MS))
+    found = touched.minutes("AAAUSDT", (until_ms + 10 * HOUR_MS,))
+    quiet = set(range(540_000, until_ms + QUIET_MS, MINUTE_MS))
+    assert found - quiet == {(until_ms + 10 * HOUR_MS) // MINUTE_MS * MINUTE_MS}
+    assert touched.minutes("AAAUSDT", ()) == quiet
     assert touched.minutes("BBBUSDT", ()) == set()
     touched.claim("bbbusdt", 10**15 + 1)
     assert touched.minutes("BBBUSDT", ()) == {10**15 // MINUTE_MS * MINUTE_MS}

@@ -12,6 +12,11 @@ RECOVERY_MS: Final = 120_000
 is up, and the minute in which it came up is over."""
 
 
+QUIET_MS: Final = 15 * MINUTE_MS
+"""Of a contract without trades nobody knows the price of its flat minutes before its klines have
+been had again: answers may be refused, empty and cut short for this long."""
+
+
 class Touched:
     """Spans of time by ticker, and those that touch every ticker."""
 
@@ -39,13 +44,18 @@ class Touched:
         """Return the open times of the touched minutes of a ticker.
 
         What a fault took shows with the next trade that comes through: `delivered_ms` are the times
-        of those, in order, the first one of each minute. Until then its end is not known.
+        of those, in order, the first one of each minute. Until then its end is not known, but from
+        klines.
         """
         times_ms = list(delivered_ms)
         found = set(self._claimed.get(ticker.upper(), ()))
         for from_ms, until_ms in [*self._of_all, *self._by_ticker.get(ticker.upper(), ())]:
-            shown_ms = next((each for each in times_ms if each >= until_ms), until_ms)
+            shown_ms = next((each for each in times_ms if each >= until_ms), None)
+            quiet_ms = until_ms + QUIET_MS
+            end_ms = quiet_ms if shown_ms is None else min(shown_ms, quiet_ms)
             first_ms = from_ms // MINUTE_MS * MINUTE_MS - MINUTE_MS
-            last_ms = shown_ms // MINUTE_MS * MINUTE_MS
+            last_ms = end_ms // MINUTE_MS * MINUTE_MS
             found.update(range(first_ms, last_ms + 1, MINUTE_MS))
+            if shown_ms is not None:
+                found.add(shown_ms // MINUTE_MS * MINUTE_MS)
         return found
