@@ -19,7 +19,7 @@ MINUTES = 30
 LIES_SEEDS = 12
 """docs/reliability.md says how many more are run for a release."""
 
-pytestmark = [pytest.mark.slow, pytest.mark.real, pytest.mark.xdist_group("simulation")]
+pytestmark = [pytest.mark.slow, pytest.mark.real]
 
 
 def simulate(*arguments):
