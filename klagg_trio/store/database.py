@@ -41,6 +41,7 @@ from klagg_trio.core.facts import (
     Facts,
     FlatSpan,
     Listing,
+    MinuteSpan,
     RunningBar,
 )
 from klagg_trio.core.intervals import (
@@ -54,6 +55,7 @@ from klagg_trio.core.seed import StartState
 from klagg_trio.store.absence import clear_absences, contracts_with_absences, put_absences
 from klagg_trio.store.changes import (
     ADDED,
+    DOUBTED,
     DROPPED,
     ENDED,
     RENAME_UNDONE,
@@ -577,6 +579,15 @@ class Database:
             text = f"the contract {pair.key} has its label again"
             self._put_events([Event(self._tick_ms, "rename undone", pair.label, text)])
         self._load()
+
+    def restated_since(self, cut_ms: int) -> list[MinuteSpan]:
+        """Return the minutes before a cut that were restated or doubted after it."""
+        rows = self._connection.execute(
+            "SELECT symbol, first_ms, last_ms FROM changes"
+            " WHERE at_ms >= ? AND kind IN (?, ?) AND interval = ? AND first_ms < ?",
+            (cut_ms, RESTATED, DOUBTED, MINUTE.name, cut_ms),
+        )
+        return [MinuteSpan(*row) for row in rows]
 
     def begin_generation(self) -> None:
         """Tell those who read changes by number to read anew."""

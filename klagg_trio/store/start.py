@@ -28,7 +28,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
+from klagg_trio.core.bar import Bar
 from klagg_trio.core.errors import BusyError, DamagedDataError, StoreError
+from klagg_trio.core.facts import MinuteSpan
 from klagg_trio.core.gaps import Spans
 from klagg_trio.core.intervals import DAY_MS, MINUTE_MS
 from klagg_trio.core.seed import StartState
@@ -135,7 +137,7 @@ def settle_start(
         )
         database.owe(start)
         return _owing(start, held.tick_ms)
-    return start
+    return _doubting(start, database.restated_since(start.cut_ms))
 
 
 def _owing(start: StartState, from_ms: int) -> StartState:
@@ -153,6 +155,35 @@ def _owing(start: StartState, from_ms: int) -> StartState:
         for seed in start.seeds
     )
     return dataclasses.replace(start, seeds=seeds)
+
+
+def _doubting(start: StartState, restated: Iterable[MinuteSpan]) -> StartState:
+    """Return the state with the minutes owed that were restated after it was taken.
+
+    Its longer bars hold what they were before: after a kill nobody else would put them right.
+    """
+    changed: dict[str, list[tuple[int, int]]] = {}
+    for symbol, first_ms, last_ms in restated:
+        changed.setdefault(symbol, []).append((first_ms, min(last_ms, start.cut_ms - MINUTE_MS)))
+    if not changed:
+        return start
+    seeds = []
+    for seed in start.seeds:
+        for first_ms, last_ms in changed.get(seed.symbol, ()):
+            oldest_ms = min((each.bar.open_ms for each in seed.open_bars), default=start.cut_ms)
+            if (span := (max(first_ms, oldest_ms), last_ms))[0] <= last_ms:
+                seed = dataclasses.replace(
+                    seed,
+                    suspects=_joined(seed.suspects, span),
+                    unknown=_joined(seed.unknown, span),
+                    partials=tuple(each for each in seed.partials if not _within(each, span)),
+                )
+        seeds.append(seed)
+    return dataclasses.replace(start, seeds=tuple(seeds))
+
+
+def _within(bar: Bar, span: tuple[int, int]) -> bool:
+    return span[0] <= bar.open_ms <= span[1]
 
 
 def _joined(spans: Iterable[tuple[int, int]], span: tuple[int, int]) -> tuple[tuple[int, int], ...]:

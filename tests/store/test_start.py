@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from klagg_trio.core.bar import Bar, Source, newborn
 from klagg_trio.core.errors import DamagedDataError, StoreError
-from klagg_trio.core.facts import BarFact, Facts, Listing
+from klagg_trio.core.facts import BarFact, Facts, Listing, MinuteSpan
 from klagg_trio.core.intervals import INTERVALS, MINUTE_MS
 from klagg_trio.core.seed import OpenBar, Seed, StartState
 from klagg_trio.store import start as module
@@ -336,3 +336,30 @@ def test_what_a_restored_copy_lacks_is_owed_by_the_shards_too(files):
     database.close()
     span = (at(STORED), at(24))
     assert [(seed.suspects, seed.unknown) for seed in start.seeds] == [((span,), (span,))]
+
+
+@pytest.mark.parametrize("kind", ["restated", "doubted"])
+def test_minutes_that_changed_after_the_snapshot_are_owed(files, kind):
+    """After a kill its longer bars hold what those minutes were; what lies before them is left."""
+    path, snapshot = files
+    write_snapshot(snapshot, state(19))
+    database = Database.open(path)
+    for minute in (12, 17):
+        if kind == "restated":
+            bar = busier(minutes(STORED)[minute].bar)
+            changed = Facts(restated=[BarFact("AUSDT", "1m", bar)])
+        else:
+            changed = Facts(doubted=[MinuteSpan("AUSDT", at(minute), at(minute))])
+        database.commit(None, [changed])
+    start = settle_start(database, read_start(path, snapshot), snapshot, lambda _: None)
+    database.close()
+    span = (at(17), at(17))
+    assert [(seed.suspects, seed.unknown) for seed in start.seeds] == [((span,), (span,))]
+
+
+def busier(bar):
+    """A bar with one trade more."""
+    more = bar.copy()
+    more.count, more.volume, more.quote_volume = 4, Decimal(3), Decimal(30)
+    more.source = Source.OFFICIAL
+    return more
