@@ -10,7 +10,7 @@ import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NamedTuple
 
-from klagg_trio.core.facts import BarFact, Facts, MinuteSpan
+from klagg_trio.core.facts import BarFact, Facts, FlatSpan, MinuteSpan
 
 _SCHEMA: Final = """
 CREATE TABLE bars (symbol TEXT, interval TEXT, open_ms INTEGER, end_ms INTEGER, source TEXT,
@@ -112,6 +112,16 @@ def _row(fact: BarFact, at_ms: int) -> tuple[object, ...]:
         *(float(bar.volume), float(bar.quote_volume), bar.count),
         *(float(bar.taker_buy_volume), float(bar.taker_buy_quote_volume)),
     )
+
+
+def _flat_rows(span: FlatSpan, at_ms: int) -> Iterator[tuple[object, ...]]:
+    """Return the bars of a stretch without trades; a demo has no longer ones than hours."""
+    length_ms, price = (span.end_ms - span.first_ms) // span.size, float(span.price)
+    for open_ms in range(span.first_ms, span.end_ms, length_ms):
+        yield (
+            *(span.symbol, span.interval, open_ms, open_ms + length_ms, span.source.label, at_ms),
+            *(price, price, price, price, 0.0, 0.0, 0, 0.0, 0.0),
+        )
 
 
 def _word(span: MinuteSpan, doubt: bool, at_ms: int) -> tuple[str, int, int, bool, int]:

@@ -7,7 +7,7 @@ from decimal import Decimal
 import pytest
 
 from klagg_trio.core.bar import Bar, Source
-from klagg_trio.core.facts import BarFact, Facts, MinuteSpan
+from klagg_trio.core.facts import BarFact, Facts, FlatSpan, MinuteSpan
 from klagg_trio.demo.announced import Announced
 from klagg_trio.demo.truth import Truth
 from klagg_trio.demo.witness import judge_announced
@@ -161,6 +161,16 @@ def test_suspect_without_a_reason_hides(court):
     court.exchange.faults.touched.add([SYMBOL], touched_ms, touched_ms)
     verdict = court.verdict()
     assert (verdict.suspect, verdict.hidden) == (1, 0)
+
+
+def test_stretches_are_bars_like_others(court):
+    """A span of flat bars is judged bar by bar."""
+    end_ms = court.first_ms + 4 * MINUTE_MS
+    for source in (Source.FLAT, Source.SUSPECT):
+        span = FlatSpan(SYMBOL, "1m", court.first_ms + MINUTE_MS, end_ms, Decimal(7), source)
+        court.say(end_ms + 300, flats=[span])
+    verdict = court.verdict()
+    assert (verdict.bars, verdict.wrong, verdict.hidden) == (6, 3, 3)
 
 
 def test_longest_doubt_is_measured(court):
