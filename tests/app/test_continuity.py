@@ -101,8 +101,7 @@ async def test_step_of_the_local_clock_changes_no_bar(autojump_clock, tmp_path, 
         await it.minutes(2)
         stepped = step_ms
         await it.minutes(3)
-        (event,) = it.events("resumed")
-        assert "passed unwatched" in event["text"] or "apart" in event["text"]
+        assert it.events("resumed") == []  # the clock that goes on through a suspend knows better
         await it.repaired()
         await it.minutes(2)
         assert it.holes() == []
