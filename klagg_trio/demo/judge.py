@@ -262,6 +262,23 @@ def owed_bars(path: Path, end_ms: int, exchange: SimExchange) -> int:
     )
 
 
+def unknown_contracts(path: Path, exchange: SimExchange) -> int:
+    """Return how many contracts that trade now have no bar yet."""
+    connection = open_reader(path)
+    try:
+        newest_ms = dict(
+            connection.execute(
+                "SELECT symbol, max(open_time) FROM klines WHERE interval = '1m' GROUP BY symbol"
+            ).fetchall()
+        )
+    finally:
+        connection.close()
+    return sum(
+        newest_ms.get(symbol, 0) < exchange.instrument(symbol).onboard_ms - MINUTE_MS
+        for symbol in exchange.symbols_now()
+    )
+
+
 def _can_be_right(truth: Truth, symbol: str, open_ms: int, end_ms: int) -> bool:
     """Whether the exchange serves all that the bar is made of."""
     life = truth.life_at(symbol, max(open_ms, end_ms - MINUTE_MS))

@@ -24,7 +24,14 @@ from klagg_trio.core.errors import DamagedDataError, RemoteError
 from klagg_trio.core.intervals import DAY_MS, DEFAULT_INTERVALS, INTERVALS, MINUTE_MS
 from klagg_trio.core.seed import StartState
 from klagg_trio.demo.announced import Announced
-from klagg_trio.demo.judge import DemoSummary, Promise, Record, check_bars, owed_bars
+from klagg_trio.demo.judge import (
+    DemoSummary,
+    Promise,
+    Record,
+    check_bars,
+    owed_bars,
+    unknown_contracts,
+)
 from klagg_trio.demo.machine import DATABASE, SNAPSHOT, Copy, Machine
 from klagg_trio.exchange.clock_probe import AsksProbe, FallbackProbe, RestProbe
 from klagg_trio.exchange.rest import HttpxRest
@@ -350,8 +357,10 @@ class _Run:
 
     def _is_drained(self, app: App) -> bool:
         """Whether everything before the end is repaired and audited, in memory and on disk."""
-        return app.auditor.audited_until_ms() >= self._end_ms and not owed_bars(
-            self._path, self._end_ms, self._exchange
+        return (
+            app.auditor.audited_until_ms() >= self._end_ms
+            and not owed_bars(self._path, self._end_ms, self._exchange)
+            and not unknown_contracts(self._path, self._exchange)
         )
 
 
