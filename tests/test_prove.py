@@ -206,12 +206,19 @@ def test_the_judge_tells_a_straddle_from_an_error():
     """What one minute gave to the next is none; what is missing is."""
     bar = judge.Bar(1.0, 1.0, 1.0, 1.0, 5.0, 5.0, 5, 2.0, 2.0, "trades", 0)
     less, more = (bar._replace(volume=4.0, count=4), bar._replace(volume=6.0, count=6))
-    official = {0: bar.values, 60_000: bar.values}
-    judge.check_straddles("A", [0, 60_000], {0: less, 60_000: more}, official)
+    official = dict.fromkeys(range(0, 240_000, 60_000), bar.values)
+    around = dict.fromkeys(official, bar)
+    inner = [60_000, 120_000]
+    judge.check_straddles(
+        "A", inner, around | dict(zip(inner, (less, more), strict=True)), official
+    )
     with pytest.raises(Broken):
-        judge.check_straddles("A", [0, 60_000], {0: less, 60_000: bar}, official)
+        judge.check_straddles("A", inner, around | {60_000: less}, official)
     with pytest.raises(Broken):
-        judge.check_straddles("A", [0], {0: more}, official)
+        judge.check_straddles("A", [60_000], around | {60_000: more}, official)
+    judge.check_straddles("A", [0], around | {0: more}, official)  # what is before it is not known
+    with pytest.raises(Broken):
+        judge.check_straddles("A", [0], around | {0: more._replace(count=50)}, official)
 
 
 # -- Part of the matrix ----------------------------------------------------------------------------
