@@ -368,7 +368,7 @@ class Discovery:
         stored = await self._stored(symbol)
         goes_on, replaces = None, False
         if stored is not None and stored.end_ms is not None and stored.close is not None:
-            goes_on = Stored(stored.end_ms, stored.close)
+            goes_on = Stored(stored.end_ms, stored.close, stored.suspects)
             if contract.onboard_ms > stored.onboard_ms:
                 found = await self._served_before(contract, at_ms)
                 if found is None:

@@ -31,7 +31,7 @@ from klagg_trio.auditor import Auditor
 from klagg_trio.backlog import Backlog
 from klagg_trio.core.errors import ConfigurationError, StoreError
 from klagg_trio.core.facts import BarCounts, Event, Facts, TradeCounts
-from klagg_trio.core.intervals import select
+from klagg_trio.core.intervals import count_text, select
 from klagg_trio.core.plain import plain
 from klagg_trio.core.seed import StartState
 from klagg_trio.core.shard import Shard, SymbolState
@@ -328,7 +328,9 @@ class App:
         if down := [each for each in connections if each.state != "live"]:
             health, reason = "degraded", _connecting(down)
         elif owed:
-            health, reason = "degraded", f"{owed:,} minutes owed"
+            health, reason = "degraded", f"{count_text(owed, 'minute')} owed"
+        elif not states:
+            health, reason = "degraded", "no symbol is kept: none of those asked for trades"
         if clock.sampled_s > self.settings.offset_valid_s / 2:
             health, reason = "bad", f"exchange time is {clock.sampled_s:.0f} s old"
         elif writer.trouble:

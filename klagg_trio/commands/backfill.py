@@ -24,6 +24,7 @@ from klagg_trio.commands.start import (
     open_database,
     open_rest,
     patient,
+    remember_symbols,
     set_up_log,
     settle_symbols,
     wait_signal,
@@ -49,15 +50,20 @@ def run_command(flags: Mapping[str, str | None], *, as_json: bool) -> int:
         try:
             if told := put_aside(database, settings.data_dir / SNAPSHOT_NAME):
                 click.echo(f"klagg: {told}", err=True)
-            settings = settle_symbols(settings, database)
+            asked, settings = settings, settle_symbols(settings, database)
             with _shown_progress() as on_progress:
                 report = trio.run(_run, settings, database, on_progress)
+            if report is not None:
+                remember_symbols(asked, database)
         finally:
             database.close()
     if report is None:
         click.echo("klagg: stopped; what was fetched is stored: run it again to go on", err=True)
         return EXIT_INTERRUPTED
-    _tell(report, as_json, command_here("klagg run", loaded))
+    run = command_here("klagg run", loaded)
+    if "--rest-url" in run and "--ws-url" not in run:
+        run += " --ws-url URL"  # of the same exchange: it is not asked for here
+    _tell(report, as_json, run)
     return 0
 
 

@@ -23,8 +23,10 @@ from klagg_trio.commands.start import (
     open_asks,
     open_database,
     open_rest,
+    remember_symbols,
     set_up_log,
     settle_symbols,
+    tell_mixed_exchanges,
     wait_signal,
     wall_ms,
     ws_proxy,
@@ -66,7 +68,9 @@ def _run_here(settings: Settings, headless: bool, seconds: float | None) -> RunR
         watchdog = Watchdog()
         try:
             start = settle_start(database, start, snapshot, _tell)
+            remember_symbols(settings, database)
             settings = settle_symbols(settings, database)
+            tell_mixed_exchanges(settings)
             return trio.run(_run, settings, database, start, _watch(headless), seconds, watchdog)
         finally:
             database.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import json
 import logging
 import math
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
 
 import click
 
@@ -30,7 +32,15 @@ from klagg_trio.core.errors import (
 )
 from klagg_trio.core.intervals import INTERVALS
 from klagg_trio.core.plain import plain
-from klagg_trio.settings import Loaded, Settings, load, parse_duration_s, parse_since, shown_values
+from klagg_trio.settings import (
+    Loaded,
+    Settings,
+    is_loopback,
+    load,
+    parse_duration_s,
+    parse_since,
+    shown_values,
+)
 
 if TYPE_CHECKING:
     import sqlite3
@@ -119,16 +129,12 @@ def _advise(error: BaseException, loaded: Loaded) -> None:
 def settle_symbols(settings: Settings, database: Database) -> Settings:
     """Return the settings with the symbols that this data directory keeps to.
 
-    What was asked for is kept in the database: symbols that are named now, or all of them by the
-    word `all`; else what was asked for before, which is told.
+    Those are the ones that are named now, or all of them by the word `all`; else what was asked for
+    before, which is told.
     """
-    kept = database.meta(ASKED_FOR)
     if settings.symbols:
-        names = settings.named_symbols
-        text = json.dumps(names, ensure_ascii=False)
-        if text != kept:
-            database.commit(None, (), meta={ASKED_FOR: text})
-        return dataclasses.replace(settings, symbols=names)
+        return dataclasses.replace(settings, symbols=settings.named_symbols)
+    kept = database.meta(ASKED_FOR)
     try:
         names = tuple(map(str, json.loads(kept))) if kept else ()
     except (ValueError, TypeError) as error:
@@ -136,11 +142,41 @@ def settle_symbols(settings: Settings, database: Database) -> Settings:
             f"{database.path} does not say which symbols it keeps ({error}); say it: --symbols all"
         ) from error
     if names:
+        shown = plain(", ".join(names))
+        click.echo(f"klagg: keeps to {shown}, as asked for before; all: --symbols all", err=True)
+    return dataclasses.replace(settings, symbols=names)
+
+
+def remember_symbols(asked: Settings, database: Database) -> None:
+    """Keep in the database what was asked for, where that was said and every name is known there.
+
+    A name that nobody knows may be a slip: it is told, with the nearest one, and not remembered.
+    """
+    if not asked.symbols:
+        return
+    known = database.symbols()
+    unknown = [name for name in asked.named_symbols if name not in known]
+    for name in unknown:
+        near = difflib.get_close_matches(name.upper(), known, n=1, cutoff=0.5)
+        advice = f" (did you mean {near[0]}?)" if near else ""
         click.echo(
-            f"klagg: keeps to {', '.join(names)}, as asked for before; all: --symbols all",
+            f"klagg: nothing is stored of {plain(name)}{advice}; looked for at the exchange",
             err=True,
         )
-    return dataclasses.replace(settings, symbols=names)
+    text = json.dumps(asked.named_symbols, ensure_ascii=False)
+    if not unknown and text != database.meta(ASKED_FOR):
+        database.commit(None, (), meta={ASKED_FOR: text})
+
+
+def tell_mixed_exchanges(settings: Settings) -> None:
+    """Warn where one of the two addresses is on this machine and the other is not."""
+    rest, ws = settings.rest_url, settings.ws_url
+    if is_loopback(urlsplit(rest).hostname or "") != is_loopback(urlsplit(ws).hostname or ""):
+        click.echo(
+            f"klagg: rest_url is {rest}, ws_url is {ws}: one is on this machine, the other is not; "
+            "if that is no intent, name both: --rest-url, --ws-url",
+            err=True,
+        )
 
 
 def duration_s(text: str | None) -> float | None:

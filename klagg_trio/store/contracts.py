@@ -6,9 +6,16 @@ import sqlite3
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
+from typing import Final
 
+from klagg_trio.core.bar import Source
+from klagg_trio.core.gaps import Spans
 from klagg_trio.core.intervals import MINUTE
 from klagg_trio.store.reading import open_reader
+from klagg_trio.store.schema import INTERVAL_CODES
+
+SUSPECTS_MAX: Final = 1_440
+"""Suspect minutes told of at once; the sweep finds older ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +33,8 @@ class StoredContract:
     """The close of the last of them."""
     first_ms: int | None = None
     """When its first official kline opens; None while that is not known."""
+    suspects: tuple[tuple[int, int], ...] = ()
+    """Its newest suspect minutes, as spans of open times."""
 
     @property
     def ended(self) -> bool:
@@ -59,6 +68,31 @@ def select_contract(connection: sqlite3.Connection, symbol: str) -> StoredContra
     end_ms, close = last or (None, None)
     price = None if close is None else Decimal(repr(close))
     onboard_ms, delivery_ms, phase_ms, status, first_ms = row
+    suspects = _suspects(connection, symbol)
     return StoredContract(
-        symbol, onboard_ms, delivery_ms, phase_ms, status, end_ms, price, first_ms
+        symbol, onboard_ms, delivery_ms, phase_ms, status, end_ms, price, first_ms, suspects
     )
+
+
+def _suspects(connection: sqlite3.Connection, symbol: str) -> tuple[tuple[int, int], ...]:
+    """Return the newest suspect minutes of a contract. Every bar is found by a key."""
+    minute = INTERVAL_CODES[MINUTE.name]
+    rows = connection.execute(
+        f"""
+        SELECT b.open_time AS open_time FROM symbols AS s
+        CROSS JOIN bars AS b INDEXED BY suspect_bars ON b.symbol = s.id AND b.interval = {minute}
+        WHERE s.symbol = :symbol AND b.source = {Source.SUSPECT:d}
+        UNION ALL
+        SELECT b.open_time FROM symbols AS s
+        CROSS JOIN recent_opens AS r ON r.interval = {minute}
+        CROSS JOIN recent_bars AS b ON b.open_time = r.open_time AND b.interval = r.interval
+            AND b.symbol = s.id AND b.end_time > s.folded_until
+        WHERE s.symbol = :symbol AND b.source = {Source.SUSPECT:d}
+        ORDER BY open_time DESC LIMIT {SUSPECTS_MAX}
+        """,
+        {"symbol": symbol},
+    )
+    spans = Spans()
+    for (open_ms,) in rows:
+        spans.add(open_ms, open_ms)
+    return tuple(spans)

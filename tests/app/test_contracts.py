@@ -223,6 +223,25 @@ async def test_names_that_do_not_trade_wait_and_are_taken_up(autojump_clock, tmp
         assert [row["symbol"] for row in it.events("waiting")] == [halted]
 
 
+async def test_what_a_symbol_owed_when_it_was_left_out_is_owed_again(autojump_clock, tmp_path):
+    """The state that is saved has kept symbols only; the bars say what is owed of the others."""
+    async with stage(tmp_path) as (it, nursery):
+        kept, left_out = one_of(it, 0), one_of(it, 1)
+        await it.start(nursery, symbols=(kept, left_out))
+        await it.minutes(1)
+        await it.stop()  # before the minute of the start is repaired
+        await it.start(nursery, symbols=(kept,))
+        await it.minutes(1)
+        await it.stop()
+        stored = stored_contract(it.path, left_out)
+        assert stored.suspects
+        app = await it.start(nursery, symbols=(kept, left_out))
+        await until(lambda: any(left_out in each.symbols() for each in app.shards))
+        assert any(each.owes(left_out, 0, stored.suspects[0][1] + 1) for each in app.shards)
+        await it.repaired()
+        assert stored_contract(it.path, left_out).suspects == ()
+
+
 async def test_a_name_that_nobody_knows_ends_the_run(autojump_clock, tmp_path):
     """Two complete answers without it, and nothing stored: an error with the nearest known name."""
     async with stage(tmp_path) as (it, _):

@@ -357,3 +357,14 @@ def test_what_is_owed_at_the_start_counts_as_unofficial():
     for minute in range(3, 6):
         again.replace(official(minute))
     assert again.state.longer[0].unofficial_minutes == 0
+
+
+def test_what_was_owed_before_it_went_away_is_owed_still():
+    """Suspect minutes on disk are its shard's business again, and not the sweep's alone."""
+    desk = Desk("1h")
+    desk.tick(10)
+    del desk.shard.states[SYMBOL]
+    desk.tick(12)
+    stored = Stored(ms(10), Decimal("100"), ((ms(3), ms(4)),))
+    desk.take(desk.shard.add_symbol(Listing(SYMBOL, 0, FAR, 0), PRICE, stored=stored))
+    assert desk.shard.owed() == {SYMBOL: ((ms(3), ms(4)), (ms(10), ms(11)))}

@@ -68,6 +68,8 @@ class Stored:
 
     end_ms: int
     close: Decimal
+    suspects: tuple[tuple[int, int], ...] = ()
+    """Its newest suspect minutes, as spans of open times: they are owed still."""
 
 
 def load(shard: ShardState, seed: Seed) -> None:
@@ -178,6 +180,9 @@ def _resumed(shard: ShardState, listing: Listing, stored: Stored) -> SymbolState
             longer.unofficial_minutes = (stored.end_ms - longer.bar.open_ms) // MINUTE_MS
             longer.bar.source = Source.SUSPECT
             longer.resumed = True
+    for span in stored.suspects:
+        for spans in (state.suspects, state.missing, state.unknown):
+            spans.add(*span)
     return state
 
 
