@@ -45,6 +45,9 @@ UNSERVED_MS: Final = 10 * MINUTE_MS
 CHEAP_PAGE: Final = 99
 """Rows that cost weight 1."""
 
+AGAIN_MS: Final = HOUR_MS
+"""Minutes of so long before a start are audited by it: the run before may not have come to them."""
+
 IDLE_S: Final = 1.0
 
 RETRY_S: Final = 30.0
@@ -80,7 +83,7 @@ class Auditor:
         note: Callable[[Event], None],
         start_ms: int,
     ) -> None:
-        """Audit each symbol's minutes from `start_ms` on, about every `every_s`."""
+        """Audit minutes from `AGAIN_MS` before `start_ms` on, each symbol about every `every_s`."""
         self._shards = shards
         self._inboxes = inboxes
         self._rest = rest
@@ -89,7 +92,7 @@ class Auditor:
         self._run_in_thread = run_in_thread
         self._now_ms = now_ms
         self._note = note
-        self._start_ms = start_ms
+        self._start_ms = start_ms - AGAIN_MS
         self._audited_ms: dict[str, int] = {}
         """Every minute of the symbol before this one has been audited, or is owed to repair."""
         self._after_own: set[str] = set()
