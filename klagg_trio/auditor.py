@@ -48,6 +48,12 @@ CHEAP_PAGE: Final = 99
 AGAIN_MS: Final = HOUR_MS
 """Minutes of so long before a start are audited by it: the run before may not have come to them."""
 
+AGAIN_FIRST_S: Final = 120.0
+AGAIN_MAX_S: Final = 600.0
+HOPED_TIMES: Final = 4
+AGAIN_TIMES: Final = 20
+"""A minute that was passed by for want of a row is asked for again for some hours."""
+
 IDLE_S: Final = 1.0
 
 RETRY_S: Final = 30.0
@@ -55,6 +61,16 @@ RETRY_S: Final = 30.0
 
 AUDIT_PAGE: Final = CHEAP_PAGE - CHAIN_MAX
 """Minutes audited at once; the page also holds the minutes that a straddle may reach into."""
+
+
+@dataclass(frozen=True, slots=True)
+class Missed:
+    """A minute of our own that the exchange served no usable row of, and those after it."""
+
+    first_ms: int
+    due_s: float
+    """When it is asked for again, Trio time."""
+    times: int
 
 
 @dataclass(slots=True)
@@ -101,16 +117,25 @@ class Auditor:
         self._fewer = FewerTrades()
         self._unserved: dict[str, int] = {}
         """By symbol, the first minute of a page that came back with nothing to compare."""
+        self._missed: dict[str, Missed] = {}
+        """By symbol, minutes of our own that were passed by without an official row."""
         self._scores: deque[Score] = deque(maxlen=DAY_MS // HOUR_MS)
 
     async def run(self) -> None:
         """Audit until cancelled."""
         while True:
-            symbol = self._longest_waiting()
-            if symbol is None:
-                await trio.sleep(IDLE_S)
-            else:
+            if (missed := self._due_missed()) is not None:
+                await self._audit(missed, again=True)
+            elif (symbol := self._longest_waiting()) is not None:
                 await self._audit(symbol)
+            else:
+                await trio.sleep(IDLE_S)
+
+    def _due_missed(self) -> str | None:
+        """Return a symbol with minutes to be asked for again now, if there is one."""
+        now_s = trio.current_time()
+        due = (symbol for symbol, missed in self._missed.items() if missed.due_s <= now_s)
+        return next(due, None)
 
     def _longest_waiting(self) -> str | None:
         """Return the symbol with the oldest minutes not audited, if they are old enough."""
@@ -132,13 +157,16 @@ class Auditor:
         """Keep nothing of symbols that no shard keeps any more."""
         living = {symbol for shard in self._shards for symbol in shard.states}
         self._after_own &= living
-        for kept in (self._audited_ms, self._deferred_s, self._unserved):
+        for kept in (self._audited_ms, self._deferred_s, self._unserved, self._missed):
             for symbol in kept.keys() - living:
                 del kept[symbol]
 
-    async def _audit(self, symbol: str) -> None:
-        """Audit one page of a symbol's minutes."""
+    async def _audit(self, symbol: str, *, again: bool = False) -> None:
+        """Audit one page of a symbol's minutes: the next one, or one with rows that were missed."""
         first_ms = self._audited_ms.get(symbol, self._start_ms)
+        if again:
+            first_ms = self._missed[symbol].first_ms
+            self._put_off(symbol)
         settled_ms = MINUTE.floor(self._now_ms() - SETTLE_MS) - MINUTE_MS
         last_ms = min(settled_ms, first_ms + (AUDIT_PAGE + CHAIN_MAX - 1) * MINUTE_MS)
         try:
@@ -162,10 +190,41 @@ class Auditor:
             self._deferred_s[symbol] = trio.current_time() + RETRY_S
             self._note(Event(self._now_ms(), "audit failed", symbol, str(error)))
             return
-        await self._compare(symbol, klines.bars, stored, last_ms)
+        if again:
+            last_ms = min(last_ms, self._audited_ms.get(symbol, self._start_ms) - MINUTE_MS)
+            stored = {open_ms: bar for open_ms, bar in stored.items() if open_ms <= last_ms}
+        await self._compare(symbol, klines.bars, stored, last_ms, again=again)
+
+    def _put_off(self, symbol: str) -> None:
+        """Let the minutes that were missed wait, each time for longer."""
+        missed = self._missed[symbol]
+        pause_s = min(AGAIN_FIRST_S * 2.0 ** min(missed.times, 10), AGAIN_MAX_S)
+        due_s = trio.current_time() + pause_s
+        self._missed[symbol] = Missed(missed.first_ms, due_s, missed.times + 1)
+
+    def _note_missed(self, symbol: str, theirs: Sequence[Bar], stored: dict[int, Bar]) -> None:
+        """Remember the first minute of our own, before the last row, that has no row."""
+        answered = {bar.open_ms for bar in theirs}
+        last_ms = max(answered, default=0)
+        own = (Source.TRADES, Source.FLAT)
+        without = (
+            open_ms
+            for open_ms, bar in stored.items()
+            if bar.source in own and open_ms < last_ms and open_ms not in answered
+        )
+        first_ms = min(without, default=None)
+        missed = self._missed.get(symbol)
+        if first_ms is not None and (missed is None or first_ms < missed.first_ms):
+            self._missed[symbol] = Missed(first_ms, trio.current_time() + AGAIN_FIRST_S, 0)
 
     async def _compare(
-        self, symbol: str, official: Sequence[Bar], stored: dict[int, Bar], last_ms: int
+        self,
+        symbol: str,
+        official: Sequence[Bar],
+        stored: dict[int, Bar],
+        last_ms: int,
+        *,
+        again: bool = False,
     ) -> None:
         """Judge what is there on both sides; count it; replace what differs."""
         theirs = [bar for bar in official if bar.open_ms in stored]
@@ -199,6 +258,10 @@ class Auditor:
             await self._inboxes[number].send(
                 cmd.ReplaceMinutes(symbol, tuple(wrong), tuple(replaced))
             )
+        if again:
+            self._settle_missed(symbol, theirs, stored)
+            return
+        self._note_missed(symbol, theirs[:decided], stored)
         if decided:
             self._audited_ms[symbol] = theirs[decided - 1].end_ms
             own = verdicts[decided - 1] == Verdict.EQUAL
@@ -210,6 +273,21 @@ class Auditor:
             self._deferred_s[symbol] = trio.current_time() + RETRY_S
             if not theirs:
                 self._pass_over(symbol, bool(official) and not stored, last_ms)
+
+    def _settle_missed(self, symbol: str, theirs: Sequence[Bar], stored: dict[int, Bar]) -> None:
+        """Go on with what is still missed of a page, or with nothing where all is answered."""
+        answered = {bar.open_ms for bar in theirs}
+        own = (Source.TRADES, Source.FLAT)
+        left = [
+            open_ms
+            for open_ms, bar in stored.items()
+            if bar.source in own and open_ms not in answered
+        ]
+        missed = self._missed[symbol]
+        if left and missed.times < AGAIN_TIMES:
+            self._missed[symbol] = Missed(min(left), missed.due_s, missed.times)
+        else:
+            del self._missed[symbol]
 
     def _differs(self, held: Bar, bar: Bar, verdict: Verdict) -> bool:
         """Whether a stored minute is to be replaced by the official one."""
@@ -259,9 +337,14 @@ class Auditor:
         return self._scores[-1]
 
     def audited_until_ms(self) -> int:
-        """Return the minute before which every symbol has been audited."""
+        """Return the minute before which every symbol has been audited.
+
+        A minute that was passed by counts as not audited for the first few times.
+        """
         symbols = [symbol for shard in self._shards for symbol in shard.states]
-        return min((self._audited_ms.get(s, self._start_ms) for s in symbols), default=0)
+        until_ms = min((self._audited_ms.get(s, self._start_ms) for s in symbols), default=0)
+        missed = (each.first_ms for each in self._missed.values() if each.times < HOPED_TIMES)
+        return min([until_ms, *missed])
 
     def statistics(self) -> AuditVitals:
         """Return the figures of the last 24 hours."""

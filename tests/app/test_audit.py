@@ -11,7 +11,7 @@ from klagg_trio.core.intervals import INTERVALS
 from klagg_trio.store.database import Database
 from klagg_trio.store.reading import open_reader
 
-from .stage import MARKET, stage
+from .stage import MARKET, stage, until
 
 pytestmark = pytest.mark.real  # the database is a file
 
@@ -136,3 +136,27 @@ async def test_audit_counts_suspect_bars_apart(autojump_clock, tmp_path):
         assert report.suspect > 0
         assert report.unexplained == 0
         assert it.holes() == []
+
+
+async def test_a_minute_without_a_row_is_asked_for_again(autojump_clock, tmp_path):
+    """The exchange serves no row of a minute for a while: it is passed by, and not for good."""
+    async with stage(tmp_path, audit_every_s=60.0) as (it, nursery):
+        straight, hidden, asked = it.edge.rest.klines, [], []
+
+        async def klines(symbol, interval, **options):
+            asked.append((symbol, options.get("start_ms")))
+            found = await straight(symbol, interval, **options)
+            kept = [bar for bar in found.bars if (symbol, bar.open_ms) not in hidden]
+            return replace(found, bars=kept)
+
+        it.edge.rest.klines = klines
+        app = await it.start(nursery)
+        await it.minutes(3)
+        symbol = it.exchange.symbols_now()[0]
+        missing = symbol, app.minute_clock.minute_ms
+        hidden.append(missing)
+        await it.minutes(6)
+        asked.clear()
+        hidden.clear()
+        with trio.fail_after(15 * 60):
+            await until(lambda: missing in asked)
