@@ -77,7 +77,9 @@ def test_stopped_for_ten_minutes_and_continued(tmp_path):
         os.kill(demo.pid, signal.SIGCONT)
         output, errors = demo.communicate(timeout=120)
     summary = json.loads(output)
-    assert demo.returncode == 0, (summary, errors)
+    # The judge knows nothing of this stop: the minutes in doubt are hidden ones to it.
+    assert demo.returncode in (0, 3), (summary, errors)
+    assert summary["announced_wrong"] == summary["missing_expected"] == 0
     assert summary["holes"] == 0
     assert summary["differing_bars"] == 0
     assert summary["suspect_bars"] == 0
